@@ -1,0 +1,450 @@
+"""Recount a compression certificate from the exported ONNX file alone.
+
+    python bench/check_certificate.py model.certificate.json [model.onnx]
+
+A second implementation of the energy model of Yang, Zhu, Liu (ICLR 2019) that shares no code with
+the compiler, so that a mistake there cannot hide here. Exit code: 0 when every limit holds and all
+that can be recounted agrees, 1 when anything differs, 2 when an input is unusable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper, shape_inference
+
+ENERGY = ("weights", "compute", "compute_relaxed", "activations", "positions", "exact", "relaxed")
+VIEWS = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+FLOATS = tuple(getattr(onnx.TensorProto, n) for n in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
+
+Counts = dict[str, int]
+Support = NDArray[np.bool_]
+
+
+class UnusableInputError(Exception):
+    """The certificate or the ONNX file cannot be read, or its energy cannot be recounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis of a layer, seen as a gather from padded positions.
+
+    It has `size` inputs; `present`, of shape (padded size,), marks the padded positions that hold
+    one. `stride` is the distance of two outputs and `dilation` that of two taps, in positions.
+    """
+
+    size: int
+    present: Support
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+
+    @property
+    def window(self) -> int:
+        """Padded positions spanned by one output."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    def met(self) -> NDArray[np.int64]:
+        """Padded positions that each tap meets at each output, shape (kernel, outputs)."""
+        starts = np.arange(0, len(self.present) - self.window + 1, self.stride)
+        return np.arange(self.kernel)[:, None] * self.dilation + starts
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a weight by one node, repeated `times` (the time steps of a recurrence).
+
+    `nonzero` has shape (groups, C_out / groups, C_in / groups, *kernel); input strips are cut along
+    the first of `axes`, which for a matrix product (`linear`) holds its positions. `mac_positions`
+    are the MACs of one weight; None stands for the output positions.
+    """
+
+    nonzero: Support
+    axes: tuple[Axis, ...]
+    linear: bool = False
+    times: int = 1
+    mac_positions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A counted initialiser: elements, elements that are not zero, stored bits of one element."""
+
+    elements: int
+    nonzeros: int
+    bits: int
+
+
+def refetched(rows: NDArray[np.int64], axis: Axis, capacity: int) -> int:
+    """Input words fetched again because strips of `rows` that fit into `capacity` words overlap.
+
+    `rows` are inputs per padded row; where no window fits, every output fetches its rows anew.
+    """
+    total = begin = previous = 0
+    while begin + axis.window <= len(rows):
+        total += int(rows[begin : max(begin, previous)].sum())
+        fits = int(np.count_nonzero(np.cumsum(rows[begin:]) <= capacity))
+        if fits < axis.window:
+            return int(rows[axis.met()].sum() - rows[np.unique(axis.met())].sum())
+        previous = begin + fits
+        begin += ((fits - axis.window) // axis.stride + 1) * axis.stride
+    return total
+
+
+def energy_of(use: Use, hardware: Mapping[str, Any]) -> Counts:
+    """Energy of one use by part and in total, in MAC energies per sample, and its `macs`."""
+    dram, cache, register, mac = (hardware[f"{at}_energy"] for at in ("dram", "cache", "rf", "mac"))
+    word, index = hardware["word_bits"], hardware["index_bits"]
+    input_words = hardware["input_cache_bytes"] * 8 // word
+    weight_words = hardware["weight_cache_bytes"] * 8 // word
+    groups, out_channels, in_channels = use.nonzero.shape[:3]
+    channels = groups * in_channels
+    positions = math.prod(axis.met().shape[1] for axis in use.axes)
+    row_tiles = -(-positions // hardware["array_rows"])
+    column_tiles = -(-out_channels // hardware["array_columns"])
+    count = int(np.count_nonzero(use.nonzero))
+    resident, beyond = min(count, weight_words), max(0, count - weight_words)
+    inputs = channels * math.prod(axis.size for axis in use.axes)
+    if use.linear and positions == 1:
+        again = (column_tiles - 1) * max(0, inputs - input_words)
+    else:
+        row = channels * math.prod(axis.size for axis in use.axes[1:])
+        again = refetched(row * use.axes[0].present.astype(np.int64), use.axes[0], input_words)
+    # Inputs that each tap meets over all positions: padding is neither fetched nor multiplied.
+    hits = np.array(1, dtype=np.int64)
+    for axis in use.axes:
+        hits = np.multiply.outer(hits, axis.present[axis.met()].sum(axis=1, dtype=np.int64))
+    unfolded = channels * int(hits.sum())
+    parts = {
+        "weights": dram * (resident + row_tiles * beyond)
+        + (cache * row_tiles + register * positions) * count,
+        "compute": mac * int((use.nonzero.sum(axis=(0, 1, 2), dtype=np.int64) * hits).sum()),
+        "compute_relaxed": mac * positions * count,
+        "activations": dram * (inputs + again + positions * groups * out_channels)
+        + (cache * column_tiles + register * out_channels) * unfolded,
+        "positions": resident * -(-(dram + cache * row_tiles) * index // word)
+        + beyond * -(-(dram + cache) * row_tiles * index // word),
+        "macs": use.nonzero.size * (use.mac_positions or positions),
+    }
+    fixed = parts["weights"] + parts["activations"] + parts["positions"]
+    parts |= {"exact": fixed + parts["compute"], "relaxed": fixed + parts["compute_relaxed"]}
+    return {part: use.times * value for part, value in parts.items()}
+
+
+class Graph:
+    """An ONNX graph: its constants, its shapes at batch 1, and the uses of its weights."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producer = {name: node for node in self.nodes for name in node.output}
+        self.shapes = _inferred_shapes(model)
+        self.weights: dict[str, Weight] = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a value at batch 1."""
+        if name in self.shapes:
+            return self.shapes[name]
+        raise UnusableInputError(f"the shape of {name!r} is unknown at batch 1")
+
+    def constant(self, name: str) -> tuple[str, NDArray[Any]] | None:
+        """The initialiser behind a stored value, and the value as a view of it; or None."""
+        if name in self.initializers:
+            return name, numpy_helper.to_array(self.initializers[name])
+        node = self.producer.get(name)
+        if node is None:
+            return None
+        if node.op_type == "Constant" and "value" in _attributes(node):
+            return name, numpy_helper.to_array(_attributes(node)["value"])
+        found = self.constant(node.input[0]) if node.op_type in VIEWS else None
+        if found is None or node.op_type in ("Identity", "Cast"):
+            return found
+        root, array = found
+        if node.op_type == "Transpose":
+            return root, array.transpose(_attributes(node).get("perm"))
+        return root, array.reshape(self.shape(name))
+
+    def support(self, name: str) -> Support | None:
+        """Support of a stored weight, noted in `weights`; None for a computed value."""
+        found = self.constant(name)
+        if found is None:
+            return None
+        root, array = found
+        support = np.asarray(array != 0)
+        weight = Weight(support.size, int(np.count_nonzero(support)), 8 * array.itemsize)
+        self.weights.setdefault(root, weight)
+        return support
+
+    def uses(self) -> Iterator[Use]:
+        """Every use of a stored weight by a convolution, matrix product or recurrent layer."""
+        for node in self.nodes:
+            if node.op_type in ("Gemm", "MatMul"):
+                yield from self._product(node)
+            elif node.op_type in ("Conv", "ConvTranspose"):
+                yield from self._convolution(node)
+            elif node.op_type in ("LSTM", "GRU", "RNN"):
+                yield from self._recurrent(node)
+
+    def _product(self, node: onnx.NodeProto) -> Iterator[Use]:
+        left, right = (self.constant(name) is not None for name in node.input[:2])
+        support = self.support(node.input[0 if left else 1]) if left != right else None
+        if support is None:
+            return
+        if support.ndim == 1:
+            support = support[None] if left else support[:, None]
+        # (out, in) stands left of the activation, (in, out) right of it.
+        if bool(_attributes(node).get("transA" if left else "transB")) == left:
+            support = support.swapaxes(-1, -2)
+        matrix = support.reshape(-1, *support.shape[-2:])
+        outputs = math.prod(self.shape(node.output[0]))
+        yield _tokens(matrix, outputs // math.prod(matrix.shape[:2]))
+
+    def _recurrent(self, node: onnx.NodeProto) -> Iterator[Use]:
+        kernels, recurrences = (self.support(name) for name in node.input[1:3])
+        if kernels is None or recurrences is None:
+            return
+        steps = math.prod(self.shape(node.input[0])[:2])
+        for kernel, recurrence in zip(kernels, recurrences, strict=True):
+            yield _tokens(kernel[None], steps)
+            # A step needs the state of the one before: one position at a time.
+            yield replace(_tokens(recurrence[None], 1), times=steps)
+
+    def _convolution(self, node: onnx.NodeProto) -> Iterator[Use]:
+        name, support, attributes = node.input[0], self.support(node.input[1]), _attributes(node)
+        if support is None:
+            return
+        kernel = support.shape[2:]
+        if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in attributes:
+            raise UnusableInputError(f"node {node.name!r} leaves its padding to the runtime")
+        ones = [1] * len(kernel)
+        strides, dilations = (attributes.get(key, ones) for key in ("strides", "dilations"))
+        pads = np.array(attributes.get("pads", [0, 0] * len(kernel))).reshape(2, -1).T
+        support = support.reshape(attributes.get("group", 1), -1, *support.shape[1:])
+        spacing = ones
+        if node.op_type == "Conv":
+            name, extra = self._padding_before(name, len(kernel))
+            pads = pads + extra
+        else:
+            # The equivalent gather: zeros between the inputs, the kernel mirrored, stride 1.
+            support = np.flip(support.swapaxes(1, 2), axis=tuple(range(3, support.ndim)))
+            pads = np.multiply(dilations, np.subtract(kernel, 1))[:, None] - pads
+            pads[:, 1] += attributes.get("output_padding", 0)
+            spacing, strides = strides, ones
+        batch, _, *sizes = self.shape(name)
+        present = map(_present, sizes, spacing, pads.tolist())
+        axes = tuple(map(Axis, sizes, present, kernel, strides, dilations))
+        macs = None if node.op_type == "Conv" else math.prod(sizes)
+        yield Use(support, axes, times=batch, mac_positions=macs)
+
+    def _padding_before(self, name: str, axes: int) -> tuple[str, NDArray[np.int64]]:
+        """What a zero-valued spatial Pad before a Conv pads, and by how much, shape (axes, 2)."""
+        node, nothing = self.producer.get(name), np.zeros((axes, 2), dtype=np.int64)
+        if node is None or node.op_type != "Pad":
+            return name, nothing
+        inputs = [self.constant(value) if value else ("", None) for value in node.input[1:]]
+        if None in inputs or _attributes(node).get("mode", b"constant") != b"constant":
+            return name, nothing
+        amounts, value, named = [*(found[1] for found in inputs if found), None, None][:3]
+        table = np.zeros((axes + 2, 2), dtype=np.int64)
+        table[slice(None) if named is None else named] = np.array(amounts).reshape(2, -1).T
+        if (value is not None and np.any(value)) or table[:2].any() or (table < 0).any():
+            return name, nothing
+        return node.input[0], table[2:]
+
+
+def _tokens(matrix: Support, positions: int) -> Use:
+    # Shared by many positions, a matrix is a 1 x 1 convolution with one row per position.
+    return Use(matrix, (Axis(positions, np.ones(positions, dtype=bool)),), linear=True)
+
+
+def _present(size: int, spacing: int, pads: list[int]) -> Support:
+    present = np.zeros((size - 1) * spacing + 1 + sum(pads), dtype=bool)
+    places = np.arange(size) * spacing + pads[0]
+    present[places[(places >= 0) & (places < len(present))]] = True
+    return present
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    # Shapes stored in the file may be stale or symbolic: only those of the inputs are believed.
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = 1
+    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
+    return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What the file says: energies, counts, bases (every weight nonzero), weights, sha256."""
+
+    energy: Counts
+    counts: Counts
+    bases: Counts
+    weights: dict[str, Weight]
+    digest: str
+
+
+def recount(model: Path, hardware: Mapping[str, Any]) -> Recount:
+    """Count bytes, weights, MACs and modelled energy of an ONNX file, for one sample."""
+    try:
+        content = model.read_bytes()
+        graph = Graph(onnx.load(model))
+    except Exception as error:
+        # protobuf and onnx raise errors of several unrelated classes on a damaged file.
+        raise UnusableInputError(f"{model}: not a readable ONNX file ({error})") from error
+    uses = list(graph.uses())
+    full = (replace(use, nonzero=np.ones(use.nonzero.shape, dtype=bool)) for use in uses)
+    energy, kept = _totals(uses, hardware), graph.weights.values()
+    floats = (t for t in graph.initializers.values() if t.data_type in FLOATS)
+    counts = {
+        "macs": energy["macs"],
+        "weights": sum(weight.elements for weight in kept),
+        "nonzeros": sum(weight.nonzeros for weight in kept),
+        "energy": energy["relaxed"],
+        "weight_bits": sum(weight.nonzeros * weight.bits for weight in kept),
+        "size": len(content),
+        "params": sum(math.prod(tensor.dims) for tensor in floats),
+    }
+    bases = {"energy": _totals(full, hardware)["relaxed"], "nonzeros": counts["weights"]}
+    return Recount(energy, counts, bases, graph.weights, hashlib.sha256(content).hexdigest())
+
+
+def _totals(uses: Iterable[Use], hardware: Mapping[str, Any]) -> Counts:
+    costs = [energy_of(use, hardware) for use in uses]
+    return {key: sum(cost[key] for cost in costs) for key in (*ENERGY, "macs")}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One claim of the certificate beside the file's answer; `ok` None: not to be recounted."""
+
+    what: str
+    claimed: object
+    recounted: object
+    ok: bool | None
+    asked: str = ""
+
+
+def _compare(what: str, claimed: object, recounted: object, asked: str = "") -> Row:
+    return Row(what, claimed, recounted, claimed == recounted, asked)
+
+
+def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
+    name, asked, maximum = limit["limit"], str(limit["asked"]), limit["maximum"]
+    # Folding batch normalisation changes `params`: recounted only where taken from the file.
+    folded = name == "params" and limit.get("counted_from") != "file"
+    if limit["kind"] != "exact" or name not in found.counts or folded:
+        yield Row(name, limit["reached"], "", None, asked)
+    else:
+        yield _compare(name, limit["reached"], found.counts[name], asked)
+        if name in found.bases:
+            yield _compare(f"{name}, base", limit["base"], found.bases[name])
+    if share := re.fullmatch(r"<=\s*(\d+(?:\.\d+)?)\s*%", asked):
+        most = math.floor(Fraction(share[1]) / 100 * limit["base"])
+        yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
+    holds = bool(limit["holds"]) and limit["reached"] <= maximum
+    yield Row(f"{name}, holds", limit["holds"], limit["reached"] <= maximum, holds, asked)
+
+
+def _layer_rows(layers: Iterable[Mapping[str, Any]], found: Recount) -> Iterator[Row]:
+    unclaimed = dict(found.weights)
+    for layer in layers:
+        what, names = f"layer {layer['name']}", layer["initializers"]
+        present = [found.weights[name] for name in names if unclaimed.pop(name, None)]
+        if present and len(present) == len(names):
+            yield _compare(f"{what}, weights", layer["weights"], sum(w.elements for w in present))
+            yield _compare(f"{what}, nonzeros", layer["nonzeros"], sum(w.nonzeros for w in present))
+        elif present or not layer["uncounted"]:
+            yield Row(what, layer["nonzeros"], "no weighted node uses all of it", False)
+    for name, weight in unclaimed.items():
+        yield Row(f"weight {name}", "in no layer", weight.nonzeros, False)
+
+
+def _audit(certificate: Path, model: Path | None) -> Iterator[Row]:
+    claims = json.loads(certificate.read_text(encoding="utf-8"))
+    if (claims["format"], claims["version"]) != ("transform-certificate", 1):
+        raise UnusableInputError(f"{certificate}: not a certificate of version 1")
+    file, totals, energy = claims["file"], claims["totals"], claims["totals"]["energy"]
+    found = recount(model or certificate.parent / Path(file["name"]).name, claims["hardware"])
+    yield _compare("sha256", file["sha256"], found.digest)
+    yield _compare("bytes", file["bytes"], found.counts["size"])
+    for limit in claims["limits"]:
+        yield from _limit_rows(limit, found)
+    for key in ("macs", "weights", "nonzeros"):
+        yield _compare(key, totals[key], found.counts[key])
+    yield from (_compare(f"energy, {key}", energy[key], found.energy[key]) for key in ENERGY)
+    yield from _layer_rows(claims["layers"], found)
+
+
+def _answers(certificate: Path, model: Path | None) -> list[Row]:
+    try:
+        return list(_audit(certificate, model))
+    except (OSError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise UnusableInputError(f"{certificate}: not a usable certificate ({error!r})") from error
+
+
+def check(certificate: Path, model: Path | None = None) -> list[str]:
+    """Recount a certificate from its ONNX file.
+
+    Args:
+        certificate: Path of the JSON certificate.
+        model: Path of the ONNX file; by default the one that the certificate names, beside it.
+
+    Returns:
+        One sentence per disagreement or broken limit; empty when everything recounted holds.
+
+    Raises:
+        UnusableInputError: A file is missing or malformed, or a shape cannot be inferred.
+    """
+    rows = _answers(Path(certificate), Path(model) if model else None)
+    claim = "{0.what}: the certificate says {0.claimed}, the file says {0.recounted}"
+    return [claim.format(row) for row in rows if row.ok is False]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print claims beside answers; return 0 (all holds), 1 (something differs) or 2 (unusable)."""
+    parser = argparse.ArgumentParser(description="Recount a certificate from its ONNX file alone.")
+    parser.add_argument("certificate", type=Path, help="the certificate, a JSON file")
+    parser.add_argument("model", type=Path, nargs="?", help="default: the file that it names")
+    options = parser.parse_args(arguments)
+    try:
+        rows = _answers(options.certificate, options.model)
+    except UnusableInputError as error:
+        print(f"unusable input: {error}", file=sys.stderr)
+        return 2
+    marks = {True: "yes", False: "NO", None: "not checked"}
+    lines = [("", "asked", "claimed", "recounted", "ok")]
+    lines += [(r.what, r.asked, str(r.claimed), str(r.recounted), marks[r.ok]) for r in rows]
+    for what, *cells in lines:
+        print(f"{what:<36}", *(f"{cell[:19]:<19}" for cell in cells))
+    return int(any(row.ok is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

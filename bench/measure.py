@@ -1,0 +1,211 @@
+"""Measure ONNX models on ONNX Runtime, each in its own process, with interleaved rounds.
+
+All models are loaded first; then they take turns, in rounds of equal length whose order is
+reversed every other time, while the others wait. Whatever the machine does meanwhile then meets
+all models alike, and the ratio of two models within one round means more than either time.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.joules import JouleMeter, open_meter
+from bench.measurement import Measurement, Report, relative_spread
+from bench.process import WorkerProcess
+from energy_model.errors import ArgumentError
+
+ZSTD_LEVEL = 10
+
+Progress = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what comes next."""
+
+
+def measure(
+    paths: Sequence[Path | str],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    rounds: int = 7,
+    warmup: int = 5,
+    seconds_per_round: float = 0.15,
+    seed: int = 0,
+    energies: Sequence[int | None] | None = None,
+    timeout: float = 600.0,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure latency, CPU time, memory and size of ONNX models side by side.
+
+    Float inputs are standard normal, integer inputs zero; the first dimension is the batch, other
+    dynamic dimensions are 1.
+
+    Args:
+        paths: The models; the first is the one that the others are compared with.
+        threads: Threads inside an operator.
+        batch: Samples in one inference.
+        rounds: Turns of each model; six or more are needed for a conclusion.
+        warmup: Inferences before anything is measured; they also set the runs of a round.
+        seconds_per_round: Length of one turn, seconds.
+        seed: Seed of the inputs.
+        energies: Modelled energy of one sample per model in MAC energies, shown beside.
+        timeout: Seconds to wait for one step of one model.
+        progress: Called before every step.
+
+    Returns:
+        One measurement per model, in their order.
+
+    Raises:
+        ArgumentError: An argument is out of range.
+        BenchError: A model is missing, refused by the runtime, crashes it, hangs, or fixes another
+            batch size.
+    """
+    files = [Path(path) for path in paths]
+    _check_arguments(files, energies, threads, batch, rounds, warmup, seconds_per_round, timeout)
+    steps = _Steps(len(files) * (rounds + 3), progress)
+    with ExitStack() as stack:
+        # Packing needs a CPU: it is over before the first turn.
+        packed = [steps.run(f"packing {file.name}", _zstd_bytes, file) for file in files]
+        turns = [
+            _Turns(stack.enter_context(WorkerProcess(str(file), timeout)), open_meter())
+            for file in files
+        ]
+        for turn, file in zip(turns, files, strict=True):
+            steps.run(f"loading {file.name}", turn.load, file, threads, batch, seed)
+        for turn, file in zip(turns, files, strict=True):
+            steps.run(f"warming up {file.name}", turn.calibrate, warmup, seconds_per_round)
+        for number in range(rounds):
+            for turn in turns if number % 2 == 0 else turns[::-1]:
+                steps.run(f"round {number + 1} of {rounds}", turn.take)
+        known = energies or [None] * len(files)
+        return Report(
+            tuple(
+                turn.measurement(size, threads, batch, energy)
+                for turn, size, energy in zip(turns, packed, known, strict=True)
+            )
+        )
+
+
+class _Turns:
+    """One model taking turns: its process, and the answers of its rounds."""
+
+    def __init__(self, worker: WorkerProcess, meter: JouleMeter | None) -> None:
+        self.worker = worker
+        self.meter = meter
+        self.loaded: dict[str, Any] = {}
+        self.runs = 1
+        self.answers: list[dict[str, Any]] = []
+        self.joules: list[float | None] = []
+
+    def load(self, file: Path, threads: int, batch: int, seed: int) -> None:
+        self.loaded = self.worker.ask(
+            "load", path=str(file), threads=threads, batch=batch, seed=seed
+        )
+
+    def calibrate(self, warmup: int, seconds: float) -> None:
+        median_ms = self.worker.ask("round", runs=warmup)["median_ms"]
+        self.runs = max(1, round(seconds * 1e3 / median_ms))
+
+    def take(self) -> None:
+        if self.meter is not None:
+            self.meter.begin()
+        self.answers.append(self.worker.ask("round", runs=self.runs))
+        spent = None if self.meter is None else self.meter.end()
+        self.joules.append(None if spent is None else spent / self.runs)
+
+    def measurement(
+        self, bytes_zstd: int, threads: int, batch: int, energy: int | None
+    ) -> Measurement:
+        round_ms = tuple(answer["median_ms"] for answer in self.answers)
+        counted = [joules for joules in self.joules if joules is not None]
+        return Measurement(
+            path=self.worker.model,
+            bytes=Path(self.worker.model).stat().st_size,
+            bytes_zstd=bytes_zstd,
+            load_ms=self.loaded["load_ms"],
+            median_ms=statistics.median(round_ms),
+            minimum_ms=min(answer["minimum_ms"] for answer in self.answers),
+            spread=relative_spread(round_ms),
+            cpu_ms=statistics.median(answer["cpu_ms"] for answer in self.answers),
+            peak_rss_bytes=self.worker.ask("memory")["peak_rss_bytes"],
+            threads=threads,
+            batch=batch,
+            runtime=self.loaded["runtime"],
+            machine=machine_name(),
+            round_ms=round_ms,
+            runs_per_round=self.runs,
+            energy=energy,
+            # With counts of some rounds only, the median would be that of other rounds.
+            joules=statistics.median(counted) if len(counted) == len(self.joules) else None,
+        )
+
+
+class _Steps:
+    """Counts steps and tells the caller's progress function of each."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total = total
+        self.done = 0
+        self.progress = progress
+
+    def run(self, what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+        if self.progress is not None:
+            self.progress(self.done, self.total, what)
+        self.done += 1
+        return action(*arguments)
+
+
+def machine_name() -> str:
+    """Model of the CPU as the system names it; the architecture where it does not."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _zstd_bytes(file: Path) -> int:
+    import zstandard
+
+    try:
+        with file.open("rb") as source:
+            reader = zstandard.ZstdCompressor(level=ZSTD_LEVEL).stream_reader(source)
+            return sum(len(block) for block in iter(lambda: reader.read(1 << 20), b""))
+    except OSError as error:
+        raise BenchError(
+            f"cannot be read ({error.strerror or error})",
+            model=str(file),
+            remedy="Give the path of an existing .onnx file.",
+        ) from error
+
+
+def _check_arguments(
+    files: Sequence[Path],
+    energies: Sequence[int | None] | None,
+    threads: int,
+    batch: int,
+    rounds: int,
+    warmup: int,
+    seconds_per_round: float,
+    timeout: float,
+) -> None:
+    if not files:
+        raise ArgumentError("no model to measure", where="paths", remedy="Give at least one .onnx.")
+    counts = {"threads": threads, "batch": batch, "rounds": rounds, "warmup": warmup}
+    for name, value in counts.items():
+        if value < 1:
+            raise ArgumentError(f"{name} is {value}", remedy="Give an integer of at least 1.")
+    for name, seconds in (("seconds_per_round", seconds_per_round), ("timeout", timeout)):
+        if not seconds > 0:
+            raise ArgumentError(f"{name} is {seconds}", remedy="Give a positive time in seconds.")
+    if energies is not None and len(energies) != len(files):
+        raise ArgumentError(
+            f"{len(energies)} energies for {len(files)} models",
+            where="energies",
+            remedy="Give one per model, None where it is unknown.",
+        )

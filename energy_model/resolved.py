@@ -1,0 +1,31 @@
+"""A limit once its base is known: an absolute number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from energy_model.budget import Limit
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedLimit:
+    """A limit of the budget in absolute terms.
+
+    Attributes:
+        limit: What was asked.
+        base: The value of the original dense model, in the unit of the limit.
+        maximum: What the finished model may reach.
+    """
+
+    limit: Limit
+    base: int | float
+    maximum: int | float
+
+    @property
+    def key(self) -> str:
+        """The limit's key, e.g. `"energy"`."""
+        return self.limit.key
+
+    def share(self, value: float) -> str:
+        """`value` as a percentage of the base, for people."""
+        return f"{100 * value / self.base:.2f} %" if self.base else "n/a"

@@ -1,0 +1,188 @@
+"""The nouns of the graph: uses of weights, sites, and the traced model that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from energy_model.energy import Energy, activation_energy, layer_energy
+from energy_model.hardware import Hardware
+from energy_model.price import WeightPrice, weight_price
+from energy_model.shapes import LayerShape
+from passes.inputs import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a pass decided about a layer, and why.
+
+    Attributes:
+        layer: Name of a site or module path; empty for the whole model.
+        what: The decision, in a few words.
+        why: The reason.
+        before: The state before, for people.
+        after: The state after.
+    """
+
+    layer: str
+    what: str
+    why: str
+    before: str = ""
+    after: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As a JSON object."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One way in which a weight is multiplied with activations.
+
+    Attributes:
+        shape: Geometry at batch size 1.
+        count: How often this happens in one inference.
+    """
+
+    shape: LayerShape
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One compressible weight, wherever and however often it is used.
+
+    Attributes:
+        name: Path of the parameter, without a final `.weight`.
+        owners: Every `(module path, attribute)` that holds the parameter; tied weights have many.
+        start: First element of the weight within the flattened parameter.
+        size: Number of weights.
+        uses: The matrix products and convolutions that the weight takes part in.
+        note: What a reader of the cost table should know.
+        computed: The weight is computed in every forward pass (weight normalisation and the
+            like): it is costed, but has no parameter that could be compressed.
+        opaque: It lies inside a leaf that could not be traced.
+    """
+
+    name: str
+    owners: tuple[tuple[str, str], ...]
+    start: int
+    size: int
+    uses: tuple[Use, ...]
+    note: str = ""
+    computed: bool = False
+    opaque: bool = False
+
+    def price(self, hardware: Hardware) -> WeightPrice:
+        """Marginal energy of the weight's nonzeros, summed over all uses."""
+        first, *rest = (weight_price(use.shape, hardware) * use.count for use in self.uses)
+        for price in rest:
+            first = first + price
+        return first
+
+    def activation_energy(self, hardware: Hardware) -> int:
+        """Energy of the inputs and outputs of all uses, which no weight can change."""
+        return sum(activation_energy(u.shape, hardware)[0] * u.count for u in self.uses)
+
+    def macs(self) -> int:
+        """Multiply-accumulates of all uses, every weight counted."""
+        return sum(use.shape.macs * use.count for use in self.uses)
+
+    def energy(self, hardware: Hardware, weight: Tensor) -> Energy:
+        """Energy of all uses, given the weight's support.
+
+        Args:
+            hardware: The accelerator.
+            weight: Tensor of `size` elements.
+        """
+        total = Energy.zero()
+        for use in self.uses:
+            counts = offset_counts(weight, use.shape)
+            total = total + layer_energy(use.shape, hardware, counts) * use.count
+        return total
+
+
+def offset_counts(weight: Tensor, shape: LayerShape) -> NDArray[np.int64]:
+    """Nonzeros of a weight per kernel offset, summed over all channels.
+
+    Args:
+        weight: Tensor with the elements of a `(C_out, C_in / groups, *kernel)` weight (transposed:
+            `(C_in, C_out / groups, *kernel)`), contiguous.
+        shape: The use that it serves.
+
+    Returns:
+        int64 array of shape `kernel`.
+    """
+    if shape.is_linear:
+        total = weight.numel() if weight.device.type == "meta" else int(torch.count_nonzero(weight))
+        return np.full(shape.kernel, total, dtype=np.int64)
+    offsets = int(np.prod(shape.kernel))
+    rows = weight.detach().reshape(-1, offsets)
+    if weight.device.type == "meta":
+        return np.full(shape.kernel, rows.shape[0], dtype=np.int64)
+    counts = torch.count_nonzero(rows, dim=0)
+    return counts.cpu().numpy().astype(np.int64).reshape(shape.kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A submodule that is kept as it is, because it could not be traced.
+
+    Attributes:
+        path: The module's path; empty for the whole model.
+        reason: What failed, with the user's file and line where it is known.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass
+class ModelGraph:
+    """A model, its traced graph and its compressible weights.
+
+    Attributes:
+        module: The model that runs. Weights live here and are shared with `graph_module`.
+        graph_module: The traced graph; `None` when the whole model is one opaque leaf.
+        call: Example inputs, as given.
+        sites: Every weight that is multiplied with activations, in order of first use.
+        leaves: What could not be traced.
+        decisions: What the passes decided so far.
+    """
+
+    module: nn.Module
+    graph_module: GraphModule | None
+    call: Call
+    sites: tuple[Site, ...]
+    leaves: tuple[Leaf, ...] = ()
+    decisions: list[Decision] = field(default_factory=list)
+
+    @cached_property
+    def by_name(self) -> dict[str, Site]:
+        """Sites by name."""
+        return {site.name: site for site in self.sites}
+
+    @property
+    def compressible(self) -> tuple[Site, ...]:
+        """The sites that have a parameter of their own."""
+        return tuple(site for site in self.sites if not site.computed)
+
+    def parameter(self, site: Site) -> Tensor:
+        """The parameter that holds the site's weight."""
+        path, attribute = site.owners[0]
+        value: Any = getattr(self.module.get_submodule(path), attribute)
+        return value
+
+    def weight(self, site: Site) -> Tensor:
+        """The site's weight, detached: a view of shape `(size,)`, or of the parameter's shape."""
+        parameter = self.parameter(site).detach()
+        if site.size == parameter.numel():
+            return parameter
+        return parameter.reshape(-1)[site.start : site.start + site.size]

@@ -1,0 +1,153 @@
+"""What a model is called with: examples, batches, one sample of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from energy_model.errors import ArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one call of a model."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, model: Callable[..., Any]) -> Any:
+        """Run `model` on these arguments."""
+        return model(*self.args, **self.kwargs)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """Apply `function` to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return Call(args, kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in order."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Size of the first dimension that the tensors share; `None` when they do not."""
+        sizes = {t.shape[0] for t in self.tensors() if t.dim() > 0}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def to(self, device: torch.device) -> Call:
+        """Move every tensor to `device`."""
+        return self.map(lambda t: t.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of data: the call, and the targets if there are any."""
+
+    call: Call
+    targets: Any = None
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    forward = inspect.signature(model.forward)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in forward.parameters.values() if p.kind in kinds]
+
+
+def as_call(model: nn.Module, inputs: Any) -> Call:
+    """Read example inputs: a tensor, a tuple of arguments, or a dict.
+
+    A dict whose keys are all parameters of `model.forward` is passed by keyword; any other dict is
+    the first argument.
+
+    Raises:
+        ArgumentError: `inputs` holds no tensor.
+    """
+    if isinstance(inputs, Call):
+        return inputs
+    if isinstance(inputs, Mapping):
+        names = {p.name for p in _parameters(model)}
+        keyword = bool(inputs) and all(key in names for key in inputs)
+        call = Call(kwargs=dict(inputs)) if keyword else Call((dict(inputs),))
+    elif isinstance(inputs, tuple | list):
+        call = Call(tuple(inputs))
+    else:
+        call = Call((inputs,))
+    if not call.tensors():
+        raise ArgumentError(
+            f"no tensor in {type(inputs).__name__}",
+            where="example_inputs",
+            remedy="Pass a tensor, a tuple of the model's arguments, or a dict by argument name.",
+        )
+    return call
+
+
+def as_batch(model: nn.Module, item: Any) -> Batch:
+    """Read one item of a data iterable.
+
+    A tensor is the only input. A dict holds `inputs` and, if there are any, `targets`. A tuple is
+    `(inputs, targets)`: `inputs` may itself be a tuple or dict; a model with k required arguments
+    takes the first k entries, and what follows is the target.
+    """
+    if isinstance(item, Mapping):
+        if "inputs" not in item:
+            raise ArgumentError(
+                f"a batch is a dict with the keys {sorted(item)}",
+                where="data",
+                remedy="Give it the key 'inputs' (and 'targets' if there are any).",
+            )
+        return Batch(as_call(model, item["inputs"]), item.get("targets"))
+    if not isinstance(item, tuple | list):
+        return Batch(as_call(model, item))
+    if not item:
+        raise ArgumentError("a batch is empty", where="data", remedy="Yield at least one tensor.")
+    if isinstance(item[0], tuple | list | Mapping):
+        return Batch(as_call(model, item[0]), item[1] if len(item) > 1 else None)
+    required = sum(p.default is inspect.Parameter.empty for p in _parameters(model))
+    taken = min(max(required, 1), len(item))
+    rest = item[taken:]
+    return Batch(as_call(model, tuple(item[:taken])), rest[0] if rest else None)
+
+
+def one_sample(call: Call) -> Call:
+    """The same call at batch size 1, its floating values replaced by fixed random numbers.
+
+    Costs are per sample and do not depend on values. Integers keep theirs: indices and lengths
+    must stay valid.
+    """
+    batch = call.batch_size
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(tensor: Tensor) -> Tensor:
+        one = tensor[:1] if batch is not None and tensor.dim() else tensor
+        one = one.detach()
+        if not one.is_floating_point() or one.device.type == "meta":
+            return one
+        values = torch.randn(one.shape, generator=generator, dtype=torch.float32)
+        return values.to(device=one.device, dtype=one.dtype)
+
+    return call.map(sample)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode without gradients; every module's own flag is restored."""
+    flags = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, flag in flags:
+            module.training = flag

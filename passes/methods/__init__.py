@@ -1,0 +1,1 @@
+"""Methods: how a network is brought within its budget."""

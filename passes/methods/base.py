@@ -1,0 +1,127 @@
+"""The interface of a method, and what it may use.
+
+A method is planned, prepared, trained through hooks, and finalized:
+
+    plan(graph, costs, limits) -> Plan     pure; raises InfeasibleBudget
+    prepare(graph, plan, run)              attach masks, quantizers, gates
+    on_loss, on_gradients, on_step, on_epoch
+    finalize(graph, run)                   bake; afterwards the budget holds
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from energy_model.cost import CostTable
+from energy_model.resolved import ResolvedLimit
+from passes.graph import ModelGraph
+from passes.methods.config import MethodConfig
+from passes.methods.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a method may use from above.
+
+    Attributes:
+        generator: The only source of randomness.
+        device: Where the model is.
+        one_shot: Nothing is trained after `prepare`.
+    """
+
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    one_shot: bool = True
+
+
+class Method(ABC):
+    """Brings a traced model within its budget.
+
+    Args:
+        config: The method's configuration.
+    """
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def plan(
+        self,
+        graph: ModelGraph,
+        costs: CostTable,
+        limits: Sequence[ResolvedLimit],
+        *,
+        one_shot: bool = True,
+    ) -> Plan:
+        """Decide, without changing anything.
+
+        Args:
+            graph: The traced model; read only.
+            costs: Costs of its sites.
+            limits: The budget in absolute terms.
+            one_shot: Nothing will be trained afterwards.
+
+        Raises:
+            InfeasibleBudget: A limit is below what this method can reach.
+        """
+
+    @abstractmethod
+    def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
+        """Attach what the plan needs to the model."""
+
+    @abstractmethod
+    def finalize(self, graph: ModelGraph, run: Run) -> None:
+        """Make the model plain again; afterwards the budget holds."""
+
+    def on_loss(self, loss: Tensor, batch: Any, outputs: Any) -> Tensor:
+        """Add penalties to the loss."""
+        return loss
+
+    def on_gradients(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 -- a hook
+        """After the backward pass, before the optimizer's step."""
+
+    def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
+        """After the optimizer's step."""
+
+    def on_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
+        """After an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 -- a hook
+        """Continue from `state_dict`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """How a method is registered; the object behind an entry point of `transform.methods`.
+
+    Attributes:
+        name: The name users write in `method=`.
+        config: Its configuration class; `config()` is the default.
+        method: The class that does it.
+        serves: Keys of the limits that it can meet.
+        source: Paper or origin, for people.
+        keeps: Guarantees of earlier methods that it does not break.
+    """
+
+    GROUP: ClassVar[str] = "transform.methods"
+
+    name: str
+    config: type[MethodConfig]
+    method: type[Method]
+    serves: frozenset[str]
+    source: str
+    keeps: frozenset[str] = frozenset()
+
+    def build(self, config: MethodConfig | None = None) -> Method:
+        """A method with the given or the default configuration."""
+        return self.method(config if config is not None else self.config())

@@ -1,0 +1,73 @@
+"""Magnitude pruning, the baseline: keep the largest weights, whatever they cost.
+
+S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015.
+The budget is charged as for every other method, so that comparisons at equal energy are fair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from passes.methods.base import MethodSpec
+from passes.methods.config import MethodConfig
+from passes.methods.energy_projection import minimums, require_minimums
+from passes.methods.sparsify import SERVES, Problem, Sparsifier
+from passes.projection.allocate import Allocation, allocate
+from passes.projection.uniform import allocate_uniform
+
+
+@dataclass(frozen=True)
+class Magnitude(MethodConfig):
+    """Configuration of magnitude pruning.
+
+    Attributes:
+        scope: `"global"` ranks all weights of the model together; `"layer"` keeps the same share
+            of every layer.
+        min_per_layer: Least number of weights that every layer keeps.
+        min_density: Least share of weights that every layer keeps; `None` is 0.02 in one shot and
+            0 when the model is trained.
+    """
+
+    scope: Literal["global", "layer"] = "global"
+    min_per_layer: int = 1
+    min_density: float | None = None
+
+    def __post_init__(self) -> None:
+        self._require("scope", self.scope in ("global", "layer"), "'global' or 'layer'")
+        require_minimums(self)
+
+
+class MagnitudePruning(Sparsifier):
+    """Keeps the largest weights of the model, or of every layer."""
+
+    name = "magnitude"
+
+    def minimums(self, one_shot: bool) -> tuple[int, float]:
+        """Least number and share that every layer keeps."""
+        return minimums(self.config, one_shot)
+
+    def allocation(self, problem: Problem) -> Allocation:
+        """The longest prefix by magnitude, or the largest common share, that fits."""
+        if isinstance(self.config, Magnitude) and self.config.scope == "layer":
+            nonzeros = [h.nonzeros for h in problem.histograms]
+            return allocate_uniform(
+                problem.ladders, nonzeros, problem.minimums, problem.capacities
+            )
+        return allocate(
+            problem.weights,
+            problem.ladders,
+            problem.capacities,
+            order="magnitude",
+            histograms=problem.histograms,
+        )
+
+
+SPEC = MethodSpec(
+    name="magnitude",
+    config=Magnitude,
+    method=MagnitudePruning,
+    serves=SERVES,
+    source="Han et al., NeurIPS 2015 (magnitude pruning)",
+    keeps=frozenset({"shapes"}),
+)

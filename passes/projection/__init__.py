@@ -1,0 +1,1 @@
+"""Which weights to keep: exact selection under linear budgets."""
