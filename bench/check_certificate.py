@@ -287,9 +287,9 @@ def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = 1
+        for place, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and (place == 0 or dim.dim_param == "batch"):
+                dim.dim_value = 1
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {}
     for value in [*graph.input, *graph.value_info, *graph.output]:

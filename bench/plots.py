@@ -178,11 +178,12 @@ def _stack(axes: Axes, place: float, row: Cost, divisor: float, *, faded: bool) 
     return left
 
 
-def _pale(color: str) -> tuple[float, ...]:
+def _pale(color: str) -> tuple[float, float, float]:
     # Mixed with white rather than transparent, or the grid would show through.
     from matplotlib.colors import to_rgb
 
-    return tuple(1 - 0.4 * (1 - part) for part in to_rgb(color))
+    red, green, blue = (1 - 0.4 * (1 - part) for part in to_rgb(color))
+    return red, green, blue
 
 
 def _energy_legend(figure: Figure, axes: Axes) -> None:

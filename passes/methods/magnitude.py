@@ -51,9 +51,7 @@ class MagnitudePruning(Sparsifier):
         """The longest prefix by magnitude, or the largest common share, that fits."""
         if isinstance(self.config, Magnitude) and self.config.scope == "layer":
             nonzeros = [h.nonzeros for h in problem.histograms]
-            return allocate_uniform(
-                problem.ladders, nonzeros, problem.minimums, problem.capacities
-            )
+            return allocate_uniform(problem.ladders, nonzeros, problem.minimums, problem.capacities)
         return allocate(
             problem.weights,
             problem.ladders,

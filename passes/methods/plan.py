@@ -72,7 +72,9 @@ class Plan:
         width = max((len(row.layer) for row in self.rows), default=0)
         for row in self.rows:
             share = 100 * row.keep / max(row.size, 1)
-            lines.append(f"  {row.layer:<{width}}  keep {row.keep:>11,} ({share:6.2f} %)  {row.why}")
+            lines.append(
+                f"  {row.layer:<{width}}  keep {row.keep:>11,} ({share:6.2f} %)  {row.why}"
+            )
         for key, value in self.reached.items():
             lines.append(f"  {key}: {value:,} of {self.allowed[key]:,} allowed")
         if self.gap is not None:

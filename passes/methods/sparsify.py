@@ -100,14 +100,11 @@ def _charges(
 
 
 def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int:
-    """Use of a limit by activations, and by weights that cannot be compressed."""
-    computed = [costs[site.name] for site in graph.sites if site.computed]
-    if key == "energy":
-        floors = sum(costs[site.name].floor for site in graph.compressible)
-        return floors + sum(row.energy.relaxed for row in computed)
-    if key == "nonzeros":
-        return sum(row.nonzeros for row in computed)
-    return sum(int(row.nonzeros * row.bits) for row in computed)
+    """Energy of activations, and of weights that are computed and cannot be compressed."""
+    if key != "energy":
+        return 0
+    floors = sum(costs[site.name].floor for site in graph.compressible)
+    return floors + sum(costs[s.name].energy.relaxed for s in graph.sites if s.computed)
 
 
 def _check_feasible(problem: Problem, costs: CostTable) -> None:

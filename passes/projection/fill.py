@@ -81,6 +81,8 @@ def _queue(
     if rank >= counts.nonzeros:
         return _Queue(ladder, [], rank)
     charges = ladder.charges_at(rank)
-    fits = min((r // c for r, c in zip(residual, charges, strict=True) if c), default=counts.nonzeros)
+    fits = min(
+        (r // c for r, c in zip(residual, charges, strict=True) if c), default=counts.nonzeros
+    )
     _, magnitude = ranked(weight, counts, rank, rank + fits)
     return _Queue(ladder, magnitude.tolist(), rank)

@@ -198,5 +198,3 @@ def _traced(model: nn.Module, sample: Call, leaves: tuple[Leaf, ...], *, train: 
     with evaluating(model):
         model.train(train)
         return trace_mode(model, sample, leaves)
-
-

@@ -279,8 +279,8 @@ def test_a_recurrent_layer_is_charged_per_step(directions, op, gates):
         "w": build.ones(directions, gates * hidden, features),
         "r": build.ones(directions, gates * hidden, hidden),
     }
-    # The batch is the second dimension here, and fixed.
-    found = totals(build.model([node], constants, ("x", (steps, 1, features))))
+    # The batch is the second dimension here.
+    found = totals(build.model([node], constants, ("x", (steps, "batch", features))))
     kernel = expected(LayerShape.linear(features, gates * hidden, positions=steps))
     recurrence = expected(LayerShape.linear(hidden, gates * hidden))
     assert found == {key: directions * (kernel[key] + steps * recurrence[key]) for key in found}

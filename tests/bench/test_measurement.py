@@ -79,6 +79,16 @@ def test_a_difference_that_rounds_do_not_agree_on_is_not_conclusive():
     assert "slower" not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"), [(1.04, False), (0.96, False), (1.06, True), (0.94, True)]
+)
+def test_a_steady_difference_below_the_resolution_is_not_claimed(factor, said):
+    """Two processes of one file differ steadily by as much."""
+    found = report(STEADY, [factor * ms for ms in STEADY])
+    assert found.conclusive == said
+    assert ("er than" in found.verdicts[0]) == said
+
+
 def test_noise_forbids_a_conclusion_even_with_a_large_ratio():
     noisy = [10.0, 20.0, 10.0, 22.0, 9.0, 21.0, 10.0]
     found = report(noisy, [ms / 5 for ms in noisy])
@@ -129,7 +139,7 @@ def test_ratios_do_not_depend_on_the_unit_and_never_claim_against_the_rounds(pai
     assert found.low <= found.ratio <= found.high
     if "faster" in found.verdict:
         assert found.faster > found.slower
-        assert found.high < 1
+        assert found.high < 1 / 1.05
 
 
 def test_models_of_other_rounds_cannot_be_compared():

@@ -1,0 +1,107 @@
+"""The form `dense`: ordinary float ONNX, zeros and all, proven equal to the model."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import zstandard
+
+from energy_model.cost import CostTable
+from energy_model.errors import ExportError
+from energy_model.hardware import Hardware
+from export.initializers import locate
+from export.onnx_file import at_batch, float_model
+from export.parity import Parity, check_parity
+from export.recount import Recount, recount_costs, sha256
+from passes.analysis.costs import cost_table
+from passes.graph import ModelGraph
+from passes.rewrite.freeze import freeze
+from passes.storage.atomic import write_file
+
+_ZSTD_LEVEL = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written and checked.
+
+    Attributes:
+        path: The file.
+        form: How the weights are stored.
+        bytes: Its size.
+        bytes_zstd: Its size after zstandard, level 10.
+        parity: Agreement with torch.
+        recount: What was counted from it.
+    """
+
+    path: Path
+    form: str
+    bytes: int
+    bytes_zstd: int
+    parity: Parity
+    recount: Recount
+
+
+def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Written:
+    """Export a finished model as dense ONNX, check it, and only then put it in its place.
+
+    The file is checked by `onnx.checker`, run in ONNX Runtime against torch at another batch size
+    than it was traced with, and its nonzeros are counted again.
+
+    Args:
+        graph: A graph whose methods are finalized.
+        hardware: For the recount of energy.
+        path: Where the file goes; an existing file is replaced in one step.
+
+    Raises:
+        ExportError: The model has no ONNX form, or a runtime or checker refuses it.
+        ParityError: The file computes something else.
+        StorageError: The file cannot be written.
+    """
+    path = Path(path)
+    frozen = freeze(graph)
+    model = float_model(frozen.module, graph.call)
+    _check_model(model, path)
+    with tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
+        draft = Path(folder) / "model.onnx"
+        onnx.save_model(model, str(draft))
+        batch = (graph.call.batch_size or 1) + 1
+        parity = check_parity(draft, graph.module, at_batch(graph.call, max(batch, 3)))
+        data = draft.read_bytes()
+    recount = _recount(graph, model, frozen.weights, hardware)
+    write_file(path, data)
+    compressed = len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
+    counted = Recount(recount.costs, recount.stored, sha256(path), len(data), _parameters(model))
+    return Written(path, "dense", len(data), compressed, parity, counted)
+
+
+def _recount(
+    graph: ModelGraph, model: onnx.ModelProto, weights: dict, hardware: Hardware
+) -> Recount:
+    stored = locate(model, graph.compressible, weights)
+    costs: CostTable = cost_table(graph, hardware)
+    return Recount(recount_costs(graph, costs, stored, hardware), stored, "", 0, 0)
+
+
+def _parameters(model: onnx.ModelProto) -> int:
+    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    tensors = (t for t in model.graph.initializer if t.data_type in floating)
+    total = 0
+    for tensor in tensors:
+        size = 1
+        for dim in tensor.dims:
+            size *= dim
+        total += size
+    return total
+
+
+def _check_model(model: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise ExportError(
+            f"onnx.checker refuses the model: {str(error).splitlines()[0]}", where=str(path)
+        ) from error

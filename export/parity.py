@@ -1,0 +1,123 @@
+"""Does the file compute what the model computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from energy_model.errors import ExportError, ParityError
+from passes.inputs import Call, evaluating
+
+# Float kernels sum in another order; relative to the largest output.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Agreement of ONNX Runtime with torch.
+
+    Attributes:
+        max_abs_error: Largest absolute difference of any output element.
+        scale: Largest absolute output of torch.
+        top1_agreement: Share of rows whose largest entry is the same, of the first output with two
+            dimensions; `None` if there is none.
+        batch: Batch size of the check.
+    """
+
+    max_abs_error: float
+    scale: float
+    top1_agreement: float | None
+    batch: int | None
+
+
+def open_session(path: Path | str) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose idle threads do not spin.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime refuses the file: {error}".splitlines()[0], where=str(path)
+        ) from error
+
+
+def _feed(session: onnxruntime.InferenceSession, call: Call) -> Mapping[str, Any]:
+    names = [item.name for item in session.get_inputs()]
+    if call.kwargs and set(names) <= set(call.kwargs):
+        values = [call.kwargs[name] for name in names]
+    else:
+        values = call.tensors()
+    if len(names) != len(values):
+        raise ExportError(f"the file has the inputs {names}, the example has {len(values)}")
+    return {n: v.detach().cpu().numpy() for n, v in zip(names, values, strict=True)}
+
+
+def check_parity(
+    path: Path | str, module: nn.Module, call: Call, tolerance: float = TOLERANCE
+) -> Parity:
+    """Run the file and the module on the same inputs and compare every output.
+
+    Args:
+        path: The ONNX file.
+        module: The module that it must agree with; run in evaluation mode.
+        call: Real inputs.
+        tolerance: Allowed error, relative to the largest output of torch.
+
+    Raises:
+        ParityError: An output is further off than that, or has another shape.
+    """
+    session = open_session(path)
+    with evaluating(module):
+        expected = [t for t in pytree.tree_leaves(call(module)) if isinstance(t, Tensor)]
+    actual = [np.asarray(array) for array in session.run(None, dict(_feed(session, call)))]
+    return compare_outputs([t.cpu().numpy() for t in expected], actual, call, tolerance, str(path))
+
+
+def compare_outputs(
+    expected: list[Any], actual: list[Any], call: Call, tolerance: float, where: str
+) -> Parity:
+    """Compare arrays output by output; see `check_parity`."""
+    shapes = [a.shape for a in expected], [a.shape for a in actual]
+    if shapes[0] != shapes[1]:
+        raise ParityError(
+            f"outputs have the shapes {shapes[1]}, torch has {shapes[0]}",
+            max_abs_error=float("inf"),
+            where=where,
+        )
+    error, scale = 0.0, 0.0
+    for x, y in zip(expected, actual, strict=True):
+        if x.size:
+            difference = np.abs(x.astype(np.float64) - y.astype(np.float64))
+            # Equal infinities and NaN at the same place agree.
+            difference[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
+            error = max(error, float(np.nan_to_num(difference, nan=np.inf).max()))
+            scale = max(scale, float(np.nan_to_num(np.abs(x)).max()))
+    if error > tolerance * max(scale, 1e-3):
+        raise ParityError(
+            f"ONNX Runtime differs from torch by {error:.3g}, outputs reach {scale:.3g}; allowed "
+            f"is {tolerance:g} of that",
+            max_abs_error=error,
+            where=where,
+            remedy="Export in float32 without control flow on values; report this model.",
+        )
+    return Parity(error, scale, _top1(expected, actual), call.batch_size)
+
+
+def _top1(expected: list[Any], actual: list[Any]) -> float | None:
+    for x, y in zip(expected, actual, strict=True):
+        if x.ndim == 2 and x.shape[1] > 1 and np.issubdtype(x.dtype, np.floating):
+            return float((x.argmax(1) == y.argmax(1)).mean())
+    return None

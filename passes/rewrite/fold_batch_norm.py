@@ -1,0 +1,99 @@
+"""Fold batch normalisation into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDABLE = (*_CONVS, *_TRANSPOSED, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fold_batch_norms(module: GraphModule) -> list[str]:
+    """Fold every batch norm whose input is a layer that nothing else reads.
+
+    The graph computes the same function in evaluation mode. Zeros stay zeros: a whole output
+    channel is scaled at a time. Weights are changed in place, so the module must be a copy.
+
+    Args:
+        module: A traced model in evaluation mode.
+
+    Returns:
+        Paths of the norms that were folded.
+    """
+    calls: dict[str, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    folded = []
+    for node in list(module.graph.nodes):
+        layer_node = _foldable_input(module, node, calls)
+        if layer_node is None:
+            continue
+        layer, norm = _submodule(module, layer_node), _submodule(module, node)
+        _fold(layer, norm)
+        node.replace_all_uses_with(layer_node)
+        module.graph.erase_node(node)
+        folded.append(str(node.target))
+    module.graph.lint()
+    module.recompile()
+    return folded
+
+
+def _submodule(module: GraphModule, node: Node) -> Any:
+    return module.get_submodule(str(node.target))
+
+
+def _foldable_input(module: GraphModule, node: Node, calls: dict[str, int]) -> Node | None:
+    if node.op != "call_module" or not isinstance(_submodule(module, node), _NORMS):
+        return None
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or source.op != "call_module" or len(source.users) > 1:
+        return None
+    layer, norm = _submodule(module, source), _submodule(module, node)
+    once = calls[str(source.target)] == 1
+    fits = type(layer) in _FOLDABLE and norm.running_mean is not None
+    # A norm over the tokens of a linear layer's output is not one over its features.
+    if isinstance(layer, nn.Linear) and norm.num_features != layer.out_features:
+        return None
+    tied = fits and any(
+        p is layer.weight
+        for path, other in module.named_modules()
+        if other is not layer
+        for p in other._parameters.values()
+    )
+    return source if once and fits and not tied else None
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    with torch.no_grad():
+        variance: Tensor = norm.running_var + norm.eps
+        scale = torch.rsqrt(variance.double())
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if layer.bias is not None:
+            shift = shift + layer.bias.double() * scale
+        shape = [1] * layer.weight.dim()
+        if isinstance(layer, _TRANSPOSED):
+            _scale_transposed(layer, scale)
+        else:
+            shape[0] = -1
+            layer.weight.copy_(layer.weight.double() * scale.view(shape))
+        layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=False)
+
+
+def _scale_transposed(layer: Any, scale: Tensor) -> None:
+    """Weight `(C_in, C_out / groups, *kernel)`: the output channels lie in dimension 1."""
+    weight = layer.weight
+    groups = layer.groups
+    rows = weight.double().view(groups, weight.shape[0] // groups, *weight.shape[1:])
+    factors = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+    weight.copy_((rows * factors).view(weight.shape))

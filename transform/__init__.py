@@ -1,0 +1,83 @@
+"""Fit a PyTorch model into a physical budget, and prove it.
+
+import transform
+
+result = transform.compress(model, "energy<=25%", example_inputs=x)
+print(result)
+result.export("model.onnx")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as _Path
+
+import energy_model as _energy_model
+
+if _Path(_energy_model.__path__[0]).resolve().parent != _Path(__file__).resolve().parent.parent:
+    raise ImportError(
+        f"the compiler's package 'energy_model' is shadowed by {_energy_model.__path__[0]}. "
+        "Rename or move that folder, or start Python elsewhere.",
+        name="energy_model",
+        path=str(_energy_model.__path__[0]),
+    )
+
+from energy_model._house import require_own_rooms as _require_own_rooms  # noqa: E402
+
+_require_own_rooms()
+
+from energy_model.budget import Budget  # noqa: E402
+from energy_model.cost import CostTable  # noqa: E402
+from energy_model.errors import (  # noqa: E402
+    ArgumentError,
+    BudgetError,
+    CompressionError,
+    ExportError,
+    HardwareError,
+    InfeasibleBudget,
+    ParityError,
+    PostconditionError,
+    PreconditionError,
+    StorageError,
+    TraceError,
+    UnsupportedBudget,
+    UnsupportedLayer,
+)
+from energy_model.hardware import Hardware  # noqa: E402
+from passes.methods.energy_projection import EnergyProjection  # noqa: E402
+from passes.methods.magnitude import Magnitude  # noqa: E402
+from passes.methods.registry import methods  # noqa: E402
+from transform.analyze import analyze  # noqa: E402
+from transform.certificate import Certificate  # noqa: E402
+from transform.compress import compress  # noqa: E402
+from transform.result import Compressed, Export  # noqa: E402
+from transform.storage import load  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "Budget",
+    "BudgetError",
+    "Certificate",
+    "Compressed",
+    "CompressionError",
+    "CostTable",
+    "EnergyProjection",
+    "Export",
+    "ExportError",
+    "Hardware",
+    "HardwareError",
+    "InfeasibleBudget",
+    "Magnitude",
+    "ParityError",
+    "PostconditionError",
+    "PreconditionError",
+    "StorageError",
+    "TraceError",
+    "UnsupportedBudget",
+    "UnsupportedLayer",
+    "analyze",
+    "compress",
+    "load",
+    "methods",
+]

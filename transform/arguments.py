@@ -1,0 +1,138 @@
+"""Check the arguments of `compress` before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from energy_model.errors import ArgumentError, StorageError
+from passes.inputs import Call, as_batch, as_call
+
+TARGETS = ("onnxruntime-cpu",)
+# Arguments of the public signature that have one value today.
+_ONLY_DEFAULT = {
+    "layers": None,
+    "teacher": "original",
+    "train": None,
+    "loss": None,
+    "metric": None,
+    "resume": True,
+}
+
+
+def require_defaults(**arguments: Any) -> None:
+    """Raise for an argument that is part of the interface but does nothing yet.
+
+    Raises:
+        ArgumentError: It is named. Ignoring it would be a silent fallback.
+    """
+    for name, value in arguments.items():
+        default = _ONLY_DEFAULT[name]
+        if value is not default and value != default:
+            raise ArgumentError(
+                f"{value!r} is not supported by this version",
+                where=name,
+                remedy=f"Leave it at its default, {default!r}: compression is in one shot.",
+            )
+
+
+def require_model(model: Any) -> None:
+    """Raise unless `model` is a module with parameters."""
+    if not isinstance(model, nn.Module):
+        hint = " Call it first." if callable(model) else ""
+        raise ArgumentError(
+            f"{type(model).__name__} is not a torch.nn.Module",
+            where="model",
+            remedy=f"Pass the model itself.{hint}",
+        )
+
+
+def require_target(target: Any) -> None:
+    """Raise for a target that nothing is measured on."""
+    if target not in TARGETS:
+        raise ArgumentError(
+            f"unknown target {target!r}", where="target", remedy=f"There is {TARGETS[0]!r}."
+        )
+
+
+def require_free(out: str | Path | None) -> Path | None:
+    """The output folder; it must not hold anything yet.
+
+    Raises:
+        StorageError: It exists and is not an empty folder.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise StorageError(
+            "the output folder exists already and is not empty",
+            where=str(path),
+            remedy="Choose another folder, or remove this one: nothing is overwritten.",
+        )
+    return path
+
+
+def require_seed(seed: Any) -> int:
+    """The seed as an integer."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ArgumentError(f"{seed!r} is not a seed", where="seed", remedy="Pass an int from 0.")
+    return seed
+
+
+def find_device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The given device, or the one that the model is on.
+
+    Raises:
+        ArgumentError: The device is unknown or not available.
+    """
+    if device is None:
+        first = next(chain(model.parameters(), model.buffers()), None)
+        return first.device if first is not None else torch.device("cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}", where="device"
+        ) from error
+    return found
+
+
+def example_call(
+    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None
+) -> tuple[Call, Iterable[Any] | None]:
+    """Example inputs, from the argument or the first batch of `data`.
+
+    Returns:
+        The call, and `data` with its first batch still in it.
+
+    Raises:
+        ArgumentError: Neither is given, or `data` is empty.
+    """
+    if example_inputs is not None:
+        return as_call(model, example_inputs), data
+    if data is None:
+        raise ArgumentError(
+            "example inputs are needed to trace the model, and there is no data to take them from",
+            where="example_inputs",
+            remedy="Pass example_inputs=torch.randn(1, 3, 224, 224), or data=.",
+        )
+    if not isinstance(data, Iterable):
+        raise ArgumentError(
+            f"{type(data).__name__} is not iterable",
+            where="data",
+            remedy="Pass an iterable of batches: a DataLoader or a list.",
+        )
+    iterator: Iterator[Any] = iter(data)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise ArgumentError("no batches", where="data", remedy="Pass at least one batch.") from None
+    rest = chain([first], iterator) if iterator is data else data
+    return as_batch(model, first).call, rest

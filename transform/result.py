@@ -1,0 +1,171 @@
+"""The result of `compress`: a plain model and everything that is known about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from energy_model.cost import CostTable
+from energy_model.errors import ArgumentError, PostconditionError
+from energy_model.resolved import ResolvedLimit
+from passes.graph import Decision, ModelGraph
+from passes.methods.plan import Plan
+from passes.storage.atomic import write_file
+from transform.certificate import Certificate, Source, certify
+from transform.limits import Subject, reached_value
+
+if TYPE_CHECKING:
+    from export.dense import Written
+
+FORMS = ("auto", "dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Costs of every layer of the original and of the finished model."""
+
+    before: CostTable
+    after: CostTable
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An exported file, checked.
+
+    Attributes:
+        path: The file.
+        form: How the weights are stored.
+        bytes: Its size.
+        bytes_zstd: Its size after zstandard.
+        max_abs_error: Largest difference to torch of any output element.
+        top1_agreement: Share of rows with the same largest output; `None` without such an output.
+        certificate: The certificate that was counted from the file, beside it.
+    """
+
+    path: Path
+    form: str
+    bytes: int
+    bytes_zstd: int
+    max_abs_error: float
+    top1_agreement: float | None
+    certificate: Path
+
+
+@dataclass
+class Compressed:
+    """A compressed model.
+
+    Attributes:
+        model: A plain module in the mode of the original. When no shape changed it is an instance
+            of the caller's class with the same state-dict keys.
+        certificate: What was asked and what was reached.
+        decisions: What every pass decided, and why.
+        plan: What the method decided before it touched a weight.
+        history: One row per event.
+        costs: Costs `.before` and `.after`.
+        metrics: Accuracy `"before"` and `"after"`; `None` means not measured.
+        method: Name of the method.
+        config: Its configuration.
+        limits: The budget in absolute terms.
+        graph: The traced model behind `model`.
+    """
+
+    model: nn.Module
+    certificate: Certificate
+    decisions: tuple[Decision, ...]
+    plan: Plan
+    costs: Costs
+    method: str
+    config: Mapping[str, Any]
+    limits: tuple[ResolvedLimit, ...]
+    graph: ModelGraph = field(repr=False)
+    metrics: dict[str, float | None] = field(
+        default_factory=lambda: {"before": None, "after": None}
+    )
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def export(self, path: str | Path, form: str = "auto") -> Export:
+        """Write the model as ONNX, prove it, and put its certificate beside it.
+
+        Args:
+            path: The file; `NAME.certificate.json` goes beside it.
+            form: `"auto"` or `"dense"`: ordinary float weights. Zeros stay in the file: they make
+                it no smaller and no faster, only cheaper on hardware that skips them.
+
+        Raises:
+            ArgumentError: Unknown form.
+            ExportError: The model has no ONNX form.
+            ParityError: The file disagrees with the model.
+            StorageError: The file cannot be written.
+        """
+        require_form(form)
+        from export.dense import write_dense
+
+        written = write_dense(self.graph, self.costs.after.hardware, Path(path))
+        certificate = self.certify_file(written)
+        beside = written.path.with_suffix(".certificate.json")
+        write_file(beside, json.dumps(certificate.to_dict(), indent=1).encode())
+        return Export(
+            written.path,
+            written.form,
+            written.bytes,
+            written.bytes_zstd,
+            written.parity.max_abs_error,
+            written.parity.top1_agreement,
+            beside,
+        )
+
+    def certify_file(self, written: Written) -> Certificate:
+        """The certificate of an exported file, counted from its initialisers.
+
+        Raises:
+            PostconditionError: The file holds more than the model: a limit would fail.
+        """
+        recount = written.recount
+        subject = Subject(self.graph, recount.costs.hardware, file=written)
+        subject.count_from(recount.costs)
+        values = {limit.key: reached_value(limit.key, subject) for limit in self.limits}
+        names = {site: stored.name for site, stored in recount.stored.items()}
+        source = Source(written.path.name, recount.sha256, written.bytes)
+        certificate = certify(self.limits, values, source, recount.costs, names)
+        model, file = self.costs.after.total, recount.costs.total
+        if file.energy.exact > model.energy.exact or not certificate.holds:
+            raise PostconditionError(
+                f"the file counts {file.energy.exact:,} (exact energy), the model "
+                f"{model.energy.exact:,}",
+                where=str(written.path),
+                remedy="This is an error of the exporter; please report it with the model.",
+            )
+        return certificate
+
+    def save(self, directory: str | Path, *, onnx: bool = False) -> Path:
+        """Save everything to a new folder: safetensors and JSON, no pickle.
+
+        Args:
+            directory: The folder; it must not exist, or be empty.
+            onnx: Also export `model.onnx` and its certificate into it.
+
+        Returns:
+            The folder.
+        """
+        from transform.storage import save
+
+        return save(self, Path(directory), onnx=onnx)
+
+    def __repr__(self) -> str:
+        from transform.report import one_screen
+
+        return one_screen(self)
+
+
+def require_form(form: str) -> None:
+    """Raise for a form that no exporter writes."""
+    if form not in FORMS:
+        raise ArgumentError(
+            f"unknown form {form!r}", where="form", remedy=f"One of {', '.join(FORMS)}."
+        )

@@ -1,0 +1,254 @@
+"""Saved results: safetensors and JSON, no pickle, no exec."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from energy_model.budget import Budget
+from energy_model.cost import CostTable
+from energy_model.errors import CompressionError, StorageError
+from energy_model.resolved import ResolvedLimit
+from passes.graph import Decision, ModelGraph
+from passes.inputs import Call, one_sample
+from passes.methods.plan import Plan
+from passes.storage.atomic import json_bytes, read_json, write_folder
+from passes.storage.graph_json import graph_from_json, graph_state, graph_to_json
+from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
+from passes.tracing.trace import trace
+from transform.certificate import Certificate
+
+if TYPE_CHECKING:
+    from transform.result import Compressed
+
+FORMAT = "transform-compressed"
+VERSION = 1
+_EXAMPLE = "example:"
+
+
+def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
+    """Write a result to a new folder, all of it or nothing; see `Compressed.save`."""
+    graph = result.graph
+    tensors, aliases = _tensors(graph)
+    example, structure = _example(graph.call)
+    with tempfile.TemporaryDirectory(prefix="transform-save-") as folder:
+        weights = Path(folder) / "weights.safetensors"
+        save_tensors(weights, tensors | example)
+        description = _describe(result) | {
+            "weights_sha256": sha256_file(weights),
+            "aliases": aliases,
+            "example": structure,
+            "graph": None if graph.graph_module is None else graph_to_json(graph.graph_module),
+        }
+        files: dict[str, Any] = {}
+        if onnx:
+            exported = result.export(Path(folder) / "model.onnx")
+            files["model.onnx"] = exported.path.read_bytes()
+            files["model.certificate.json"] = exported.certificate.read_bytes()
+        files["weights.safetensors"] = weights.read_bytes()
+        files["compressed.json"] = json_bytes(_sealed(description))
+        files["report.txt"] = f"{result!r}\n".encode()
+        write_folder(directory, files)
+    return directory
+
+
+def _describe(result: Compressed) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "class": f"{type(result.model).__module__}.{type(result.model).__qualname__}",
+        "training": result.model.training,
+        "method": result.method,
+        "config": dict(result.config),
+        "limits": [
+            {"limit": str(x.limit), "base": x.base, "maximum": x.maximum} for x in result.limits
+        ],
+        "certificate": result.certificate.to_dict(),
+        "decisions": [decision.to_dict() for decision in result.decisions],
+        "plan": result.plan.to_dict(),
+        "history": result.history,
+        "metrics": result.metrics,
+        "costs": {
+            "before": result.costs.before.to_dict(),
+            "after": result.costs.after.to_dict(),
+        },
+    }
+
+
+def _tensors(graph: ModelGraph) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and the names under which it is known besides."""
+    tensors = graph_state(graph.graph_module) if graph.graph_module is not None else {}
+    first = {_identity(tensor): name for name, tensor in tensors.items()}
+    aliases: dict[str, str] = {}
+    for name, tensor in graph.module.state_dict().items():
+        known = first.setdefault(_identity(tensor), name)
+        if known != name:
+            aliases[name] = known
+        elif name not in tensors:
+            tensors[name] = tensor.detach().contiguous()
+    return tensors, aliases
+
+
+def _identity(tensor: Tensor) -> object:
+    if tensor.numel() == 0:
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype
+
+
+def _example(call: Call) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One synthetic sample: what is saved of the data is its shape, not its values."""
+    sample = one_sample(call)
+    leaves, _ = pytree.tree_flatten((sample.args, dict(sample.kwargs)))
+    tensors: dict[str, Tensor] = {}
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = f"{_EXAMPLE}{len(tensors)}"
+            tensors[name] = value.detach().cpu().contiguous()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            return {"dict": {str(k): encode(v) for k, v in value.items()}}
+        if isinstance(value, tuple | list):
+            return {"tuple": [encode(v) for v in value]}
+        return {"value": value}
+
+    del leaves
+    structure = {"args": encode(tuple(sample.args)), "kwargs": encode(dict(sample.kwargs))}
+    return tensors, structure
+
+
+def _decode_example(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    [(kind, value)] = data.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {k: _decode_example(v, tensors) for k, v in value.items()}
+    if kind == "tuple":
+        return tuple(_decode_example(v, tensors) for v in value)
+    return value
+
+
+def _sealed(description: dict[str, Any]) -> dict[str, Any]:
+    """Add a digest of everything else, so that damage anywhere is noticed."""
+    return description | {"sha256": _digest(description)}
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
+    """Load what `Compressed.save` wrote.
+
+    Args:
+        directory: The folder.
+        model: An instance of the original class, with any weights. With it the result's model is of
+            that class; without it the model is rebuilt from the saved graph, which needs every
+            layer to be of torch or torchvision.
+
+    Returns:
+        The result as it was saved.
+
+    Raises:
+        StorageError: The folder is missing, damaged, of another version, or needs `model=`.
+    """
+    folder = Path(directory)
+    description = read_json(folder / "compressed.json")
+    where = str(folder)
+    if description.get("format") != FORMAT or description.get("version") != VERSION:
+        raise StorageError(
+            f"not a saved result of version {VERSION}",
+            where=where,
+            remedy="Save it again with this release.",
+        )
+    if description.pop("sha256", None) != _digest(description):
+        raise _damaged(where, "compressed.json does not match its digest")
+    weights = folder / "weights.safetensors"
+    check_sha256(weights, description["weights_sha256"])
+    try:
+        return _restored(description, load_tensors(weights), model, where)
+    except CompressionError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(where, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(where: str, why: str) -> StorageError:
+    return StorageError(
+        f"the saved folder is damaged: {why}", where=where, remedy="Save the result again."
+    )
+
+
+def _restored(
+    description: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module | None, where: str
+) -> Compressed:
+    from transform.result import Compressed, Costs
+
+    aliases = description["aliases"]
+    state = {k: v for k, v in tensors.items() if not k.startswith(_EXAMPLE)}
+    module = _module(description, state, aliases, model, where)
+    structure = description["example"]
+    call = Call(
+        _decode_example(structure["args"], tensors), _decode_example(structure["kwargs"], tensors)
+    )
+    graph = trace(module, call)
+    decisions = tuple(Decision(**item) for item in description["decisions"])
+    graph.decisions[:] = decisions
+    limits = []
+    for item in description["limits"]:
+        [limit] = Budget.parse(item["limit"]).limits
+        limits.append(ResolvedLimit(limit, item["base"], item["maximum"]))
+    return Compressed(
+        model=module,
+        certificate=Certificate.from_dict(description["certificate"]),
+        decisions=decisions,
+        plan=Plan.from_dict(description["plan"]),
+        costs=Costs(*(CostTable.from_dict(description["costs"][k]) for k in ("before", "after"))),
+        method=description["method"],
+        config=description["config"],
+        limits=tuple(limits),
+        graph=graph,
+        metrics=description["metrics"],
+        history=description["history"],
+    )
+
+
+def _module(
+    description: dict[str, Any],
+    state: dict[str, Tensor],
+    aliases: Mapping[str, str],
+    model: nn.Module | None,
+    where: str,
+) -> nn.Module:
+    if model is None:
+        if description["graph"] is None:
+            raise StorageError(
+                f"the model could not be traced, so only its weights were saved; its class is "
+                f"{description['class']}",
+                where=where,
+                remedy="Pass model=, an instance of that class.",
+            )
+        return graph_from_json(description["graph"], state)
+    module = copy.deepcopy(model)
+    full = state | {name: state[known] for name, known in aliases.items()}
+    wanted = module.state_dict()
+    try:
+        module.load_state_dict({k: v for k, v in full.items() if k in wanted})
+    except RuntimeError as error:
+        raise StorageError(
+            f"the saved weights do not fit {type(model).__name__}: {str(error).splitlines()[-1]}",
+            where=where,
+            remedy=f"Pass an instance of {description['class']} as it was compressed.",
+        ) from error
+    with torch.no_grad():
+        return module.train(description["training"])
