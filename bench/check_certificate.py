@@ -365,7 +365,7 @@ def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
         yield _compare(name, limit["reached"], found.counts[name], asked)
         if name in found.bases:
             yield _compare(f"{name}, base", limit["base"], found.bases[name])
-    if share := re.fullmatch(r"<=\s*(\d+(?:\.\d+)?)\s*%", asked):
+    if share := re.fullmatch(r"\w*<=\s*(\d+(?:\.\d+)?)\s*%", asked):
         most = math.floor(Fraction(share[1]) / 100 * limit["base"])
         yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
     holds = bool(limit["holds"]) and limit["reached"] <= maximum
@@ -373,8 +373,12 @@ def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
 
 
 def _layer_rows(layers: Iterable[Mapping[str, Any]], found: Recount) -> Iterator[Row]:
-    unclaimed = dict(found.weights)
-    for layer in layers:
+    unclaimed, merged = dict(found.weights), dict[object, dict[str, Any]]()
+    for layer in layers:  # both directions of a recurrent layer lie in one initializer
+        sums = merged.setdefault(tuple(layer["initializers"]) or layer["name"], {**layer})
+        if sums["name"] != layer["name"]:
+            sums |= {key: sums[key] + layer[key] for key in ("weights", "nonzeros")}
+    for layer in merged.values():
         what, names = f"layer {layer['name']}", layer["initializers"]
         present = [found.weights[name] for name in names if unclaimed.pop(name, None)]
         if present and len(present) == len(names):
@@ -410,17 +414,11 @@ def _answers(certificate: Path, model: Path | None) -> list[Row]:
 
 
 def check(certificate: Path, model: Path | None = None) -> list[str]:
-    """Recount a certificate from its ONNX file.
-
-    Args:
-        certificate: Path of the JSON certificate.
-        model: Path of the ONNX file; by default the one that the certificate names, beside it.
+    """Recount a certificate from its ONNX file: by default the one that it names, beside it.
 
     Returns:
         One sentence per disagreement or broken limit; empty when everything recounted holds.
-
-    Raises:
-        UnusableInputError: A file is missing or malformed, or a shape cannot be inferred.
+        A missing or malformed file, or an unknown shape, raises `UnusableInputError`.
     """
     rows = _answers(Path(certificate), Path(model) if model else None)
     claim = "{0.what}: the certificate says {0.claimed}, the file says {0.recounted}"

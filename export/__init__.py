@@ -1,4 +1,4 @@
-"""How a graph leaves: ONNX that is really smaller, checked against torch. Only here is `onnx` used."""
+"""How a graph leaves: ONNX, checked against torch. Only here is `onnx` used."""
 
 from energy_model._house import require_own_rooms
 

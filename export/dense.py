@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import zstandard
+from torch import Tensor
 
 from energy_model.cost import CostTable
 from energy_model.errors import ExportError
@@ -79,7 +81,7 @@ def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Writ
 
 
 def _recount(
-    graph: ModelGraph, model: onnx.ModelProto, weights: dict, hardware: Hardware
+    graph: ModelGraph, model: onnx.ModelProto, weights: Mapping[str, Tensor], hardware: Hardware
 ) -> Recount:
     stored = locate(model, graph.compressible, weights)
     costs: CostTable = cost_table(graph, hardware)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,12 +176,13 @@ class ModelGraph:
     def parameter(self, site: Site) -> Tensor:
         """The parameter that holds the site's weight."""
         path, attribute = site.owners[0]
-        value: Any = getattr(self.module.get_submodule(path), attribute)
+        value: Tensor = getattr(self.module.get_submodule(path), attribute)
         return value
 
     def weight(self, site: Site) -> Tensor:
         """The site's weight, detached: a view of shape `(size,)`, or of the parameter's shape."""
-        parameter = self.parameter(site).detach()
+        parameter: Tensor = self.parameter(site).detach()
         if site.size == parameter.numel():
             return parameter
-        return parameter.reshape(-1)[site.start : site.start + site.size]
+        part: Tensor = parameter.reshape(-1)[site.start : site.start + site.size]
+        return part

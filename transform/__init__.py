@@ -21,7 +21,7 @@ if _Path(_energy_model.__path__[0]).resolve().parent != _Path(__file__).resolve(
         path=str(_energy_model.__path__[0]),
     )
 
-from energy_model._house import require_own_rooms as _require_own_rooms  # noqa: E402
+from energy_model._house import require_own_rooms as _require_own_rooms
 
 _require_own_rooms()
 

@@ -36,7 +36,7 @@ from transform.progress import Mode, Progress
 from transform.result import Compressed, Costs
 
 
-def compress(  # noqa: PLR0913 -- the one public verb
+def compress(
     model: nn.Module,
     budget: str | Mapping[str, Any] | Budget,
     data: Iterable[Any] | None = None,

@@ -73,7 +73,9 @@ class _Groups:
     high: NDArray[np.float64]
 
 
-def _prices(charges: NDArray[np.int64], capacities: Sequence[int], order: Order) -> NDArray:
+def _prices(
+    charges: NDArray[np.int64], capacities: Sequence[int], order: Order
+) -> NDArray[np.float64]:
     """The price that divides the value: the charge itself when there is one limit.
 
     With several limits it is the sum of the shares that the item takes of each capacity (the
@@ -84,7 +86,8 @@ def _prices(charges: NDArray[np.int64], capacities: Sequence[int], order: Order)
     if charges.shape[1] == 1:
         return charges[:, 0].astype(np.float64)
     shares = 1.0 / np.maximum(np.asarray(capacities, dtype=np.float64), 1.0)
-    return charges @ shares
+    result: NDArray[np.float64] = charges @ shares
+    return result
 
 
 def _layer_groups(layer: int, ladder: Ladder, counts: Histogram, context: _Context) -> _Groups:
@@ -118,10 +121,13 @@ class _Context:
     order: Order
 
 
-def _crossing(groups: _Groups, by: NDArray[np.float64], capacities: NDArray) -> int | None:
+def _crossing(
+    groups: _Groups, by: NDArray[np.float64], capacities: NDArray[np.int64]
+) -> int | None:
     """Index of the first group, in descending order of `by`, at which a limit is exceeded."""
     order = np.argsort(-by, kind="stable")
-    over = (np.cumsum(groups.charges[order], axis=0) > capacities).any(axis=1)
+    total: NDArray[np.int64] = np.cumsum(groups.charges[order], axis=0)
+    over: NDArray[np.bool_] = np.any(total > capacities, axis=1)
     position = int(np.argmax(over))
     return int(order[position]) if over[position] else None
 
@@ -157,7 +163,7 @@ class _Items:
 def _open_items(context: _Context, open_bins: dict[int, tuple[int, int]]) -> _Items:
     layers, charges, ratios = [], [], []
     for layer, (first, last) in sorted(open_bins.items()):
-        index, magnitude = gather(context.weights[layer], first, last)
+        _, magnitude = gather(context.weights[layer], first, last)
         order = torch.argsort(magnitude, descending=True, stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
@@ -174,7 +180,9 @@ def _open_items(context: _Context, open_bins: dict[int, tuple[int, int]]) -> _It
     return _Items(np.concatenate(layers), np.concatenate(charges), np.concatenate(ratios))
 
 
-def _surely_kept(context: _Context, groups: _Groups, open_bins: dict[int, tuple[int, int]]) -> list:
+def _surely_kept(
+    context: _Context, groups: _Groups, open_bins: dict[int, tuple[int, int]]
+) -> list[int]:
     """Weights per layer that lie above every open bin and above the critical ratio."""
     limit = np.asarray(context.capacities, dtype=np.int64)
     upper = _crossing(groups, groups.high, limit)

@@ -63,14 +63,23 @@ def attach_masks(graph: ModelGraph, masks: Mapping[str, Tensor]) -> None:
             _attach(graph.module.get_submodule(path), path, attribute, keep)
 
 
+def _chains(module: nn.Module) -> dict[str, parametrize.ParametrizationList]:
+    """The parametrizations of a module, by the name of the tensor."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    return dict(module.get_submodule("parametrizations").named_children())  # type: ignore[arg-type]
+
+
 def _attach(module: nn.Module, path: str, attribute: str, keep: Tensor) -> None:
-    if parametrize.is_parametrized(module):
+    chains = _chains(module)
+    if not all(isinstance(chain[0], Mask) for chain in chains.values()) or attribute in chains:
         raise PreconditionError(
             "the layer is parametrized already",
             where=path,
             remedy="Merge it first: torch.nn.utils.parametrize.remove_parametrizations(...).",
         )
-    order = tuple(module._parameters)
+    first = next((chain[0] for chain in chains.values()), None)
+    order = first.order if isinstance(first, Mask) else tuple(module._parameters)
     parametrize.register_parametrization(module, attribute, Mask(keep, order), unsafe=True)
 
 
@@ -81,21 +90,20 @@ def bake_masks(graph: ModelGraph) -> None:
     optimizers hold) in their original order, and exact zeros.
     """
     for module in list(graph.module.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        lists = getattr(module, "parametrizations")  # noqa: B009 -- made by parametrize
-        ours = [name for name, chain in lists.items() if isinstance(chain[-1], Mask)]
-        for name in ours:
-            _bake(module, name, lists[name])
+        chains = _chains(module)
+        if chains and all(isinstance(chain[0], Mask) for chain in chains.values()):
+            _bake(module, chains)
 
 
-def _bake(module: nn.Module, name: str, chain: parametrize.ParametrizationList) -> None:
-    parameter, mask = chain.original, chain[-1]
+def _bake(module: nn.Module, chains: dict[str, parametrize.ParametrizationList]) -> None:
+    order: tuple[str, ...] = ()
     with torch.no_grad():
-        parameter.copy_(chain())
+        for chain in chains.values():
+            chain.original.copy_(chain())
     # A deep copy shares the dynamic class of a parametrized module: leave that class, not alter it.
     module.__class__ = type(module).__mro__[1]
     del module._modules["parametrizations"]
-    module._parameters[name] = parameter
-    order = mask.order if isinstance(mask, Mask) else ()
-    module._parameters = {n: module._parameters[n] for n in order} | module._parameters
+    for name, chain in chains.items():
+        module._parameters[name] = chain.original  # type: ignore[assignment]
+        order = chain[0].order if isinstance(chain[0], Mask) else order
+    module._parameters = {n: module._parameters[n] for n in order}

@@ -47,11 +47,11 @@ class _Pad:
     amounts: tuple[tuple[int, int], ...]
 
 
-class _Watcher(TorchDispatchMode):
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the products of one forward pass."""
 
     def __init__(self, storages: frozenset[int], layers: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.storages = storages
         self.layers = layers
         self.products: list[Product] = []

@@ -49,7 +49,7 @@ class _Draft:
 def _extent(weight: Tensor) -> tuple[int, int, bool]:
     """First element and number of elements that a view covers, and whether it is all of them."""
     span = 1 + sum((n - 1) * abs(s) for n, s in zip(weight.shape, weight.stride(), strict=True))
-    return weight.storage_offset(), span, span == weight.numel()
+    return int(weight.storage_offset()), int(span), span == weight.numel()
 
 
 def _layer_name(path: str) -> str:
@@ -85,7 +85,7 @@ class _Builder:
 
     def _of_parameter(self, held: _Held, product: Product) -> _Draft:
         start, span, dense = _extent(product.weight)
-        start -= held.tensor.storage_offset()
+        start -= int(held.tensor.storage_offset())
         notes = []
         if not dense or (product.shape.weights != span):
             start, span = 0, held.tensor.numel()

@@ -69,7 +69,9 @@ def _clean_root(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     finally:
         for names in (model.__dict__, model._buffers):
             for name in [n for n in names if n not in before and n.startswith("_tensor_constant")]:
-                constants[name] = names.pop(name)
+                value = names.pop(name)
+                if isinstance(value, Tensor):
+                    constants[name] = value
 
 
 def _unbound(model: nn.Module, call: Call) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def trace_mode(
                 graph = tracer.trace(model, concrete_args=unbound or None)
             if unbound:
                 _drop_unbound(graph, unbound)
-        except Exception as error:  # noqa: BLE001 -- whatever user code raises makes a leaf
+        except Exception as error:
             path = tracer.running[-1]
             leaves[path] = Leaf(path, reason(error, model))
             if not path:

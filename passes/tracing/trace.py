@@ -28,7 +28,7 @@ from passes.tracing.symbolic import (
 
 
 @dataclass
-class _NodeFailure(Exception):
+class _NodeError(Exception):
     """A node of the traced graph failed where the model itself did not."""
 
     node: Node
@@ -43,7 +43,7 @@ class _Checked(Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:
-            raise _NodeFailure(n, error) from error
+            raise _NodeError(n, error) from error
 
 
 def trace(model: nn.Module, call: Call, *, train: bool = True) -> ModelGraph:
@@ -91,7 +91,7 @@ def _observe(model: nn.Module, call: Call) -> tuple[Call, Observation]:
     torch.manual_seed(0)  # inside a fork of the random state
     try:
         return sample, observe(model, sample, parameters)
-    except Exception as error:  # noqa: BLE001 -- whatever user code raises
+    except Exception as error:
         batch = call.batch_size or 1
         if batch == 1:
             raise _run_failed(model, call, error) from error
@@ -150,7 +150,7 @@ def _check(model: nn.Module, module: GraphModule, sample: Call, expected: Any) -
     torch.manual_seed(0)
     try:
         output = _Checked(module).run(*args)
-    except _NodeFailure as failure:
+    except _NodeError as failure:
         return Leaf(owner(failure.node), reason(failure.error, model))
     if not equal_outputs(output, expected):
         return Leaf("", "the traced graph computes something else than the model")

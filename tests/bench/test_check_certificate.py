@@ -185,7 +185,7 @@ def _set(path, value):
         (("layers", 1, "weights"), 1, "layer features.3, weights"),
         (("layers", 1, "initializers"), ["gone"], "layer features.3"),
         (("layers", 1, "initializers"), [], "weight features.3.weight"),
-        (("layers", 1, "initializers"), ["features.0.weight"], "layer features.3"),
+        (("layers", 1, "initializers"), ["features.0.weight"], "weight features.3.weight"),
     ],
 )
 def test_every_false_claim_is_seen(certify, path, value, told):
