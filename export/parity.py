@@ -105,7 +105,7 @@ def compare_outputs(
             difference[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
             error = max(error, float(np.nan_to_num(difference, nan=np.inf).max()))
             scale = max(scale, float(np.nan_to_num(np.abs(x)).max()))
-    if error > tolerance * max(scale, 1e-3):
+    if error > tolerance * max(scale, 1e-6):
         raise ParityError(
             f"ONNX Runtime differs from torch by {error:.3g}, outputs reach {scale:.3g}; allowed "
             f"is {tolerance:g} of that",

@@ -1,0 +1,44 @@
+"""Exit codes of the command line, and the one place that turns errors into them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from energy_model.errors import CompressionError, InfeasibleBudget, UnsupportedBudget
+
+FAILED = 1
+INFEASIBLE = 3
+UNSUPPORTED = 4
+INTERRUPTED = 130
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the request cannot be carried out (the message says why); 2 bad usage; "
+    "3 the budget is below what the method can reach; 4 no method serves a limit of the budget; "
+    "130 interrupted."
+)
+
+
+def exit_code(error: CompressionError) -> int:
+    """The exit code of an error."""
+    if isinstance(error, InfeasibleBudget):
+        return INFEASIBLE
+    return UNSUPPORTED if isinstance(error, UnsupportedBudget) else FAILED
+
+
+class ExitCodes(TyperGroup):
+    """A group of commands whose typed errors end the process without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; report a typed error on stderr and exit with its code."""
+        try:
+            return super().invoke(ctx)
+        except CompressionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
