@@ -13,7 +13,7 @@ from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method
 
-_SCALARS: dict[Any, type[int] | type[float] | type[str]] = {int: int, float: float, str: str}
+_SCALARS: dict[Any, type[int | float | str]] = {int: int, float: float, str: str}
 _WORDS = {"none": None, "true": True, "false": False}
 
 

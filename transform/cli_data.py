@@ -44,9 +44,7 @@ def load_data(spec: str, seed: int = 0) -> Data:
     if spec.startswith("fake:"):
         return _fake(spec, seed)
     if ":" not in spec:
-        raise ArgumentError(
-            f"unknown data {spec!r}", where="--data", remedy=f"There are: {KINDS}."
-        )
+        raise ArgumentError(f"unknown data {spec!r}", where="--data", remedy=f"There are: {KINDS}.")
     with user_code():
         found = run_user_code(find_object(spec, "--data"), spec, "--data")
     if not isinstance(found, tuple | list) or len(found) != 3 or found[0] is None:

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from energy_model.budget import Budget
-from energy_model.errors import (
-    PostconditionError,
-    PreconditionError,
-    UnsupportedBudget,
-)
 from energy_model.hardware import Hardware, load_hardware
-from energy_model.resolved import ResolvedLimit
-from passes.graph import Decision, ModelGraph
-from passes.inputs import Call
-from passes.methods.base import MethodSpec, Run
+from passes.methods.base import Run
 from passes.methods.config import MethodConfig
-from passes.methods.plan import Plan
-from passes.methods.registry import find_method, methods
-from passes.tracing.trace import trace
 from transform import arguments
-from transform.certificate import Source, certify
-from transform.evaluate import accuracy
-from transform.fingerprint import state_digest
-from transform.limits import Subject, base_value, reached_value
+from transform.choice import choose_method
+from transform.pipeline import Request, one_shot
 from transform.progress import Mode, Progress
-from transform.result import Compressed, Costs
+from transform.result import Compressed
 
 
 def compress(
@@ -103,179 +87,18 @@ def compress(
     folder = arguments.require_free(out)
     profile, asked = load_hardware(hardware), Budget.parse(budget)
     choice = choose_method(method, asked)
-    call, data = arguments.example_call(model, example_inputs, data)
+    call, _ = arguments.example_call(model, example_inputs, data)
     place = arguments.find_device(model, device)
     run = Run(torch.Generator().manual_seed(arguments.require_seed(seed)), place)
+    request = Request(model, asked, call.to(place), choice, profile, run, _batches(valid))
     show = Progress(progress)
-
-    with show.stage("tracing the model"):
-        graph = trace(_copied(model, place), call.to(place))
-    graph.decisions.append(Decision("", f"method {choice.spec.name!r}", choice.why))
-    subject = Subject(graph, profile)
-    before = subject.costs
-    with show.stage("resolving the budget"):
-        limits = resolve(asked, subject)
-    with show.stage(f"planning ({choice.spec.name})"):
-        worker = choice.spec.build(choice.config)
-        plan = worker.plan(graph, before, limits, one_shot=run.one_shot)
-    scores: dict[str, float | None] = {"before": None, "after": None}
-    batches = list(valid) if valid is not None else None
-    if batches is not None:
-        with show.stage("evaluating the original"):
-            scores["before"] = accuracy(graph.module, batches, place)
-    with show.stage("compressing"):
-        worker.prepare(graph, plan, run)
-        worker.finalize(graph, run)
-    finished = _finished(graph, call.to(place), choice.spec)
-    with show.stage("certifying"):
-        result = _certified(finished, profile, limits, choice, plan)
-    if batches is not None:
-        with show.stage("evaluating the result"):
-            scores["after"] = accuracy(finished.module, batches, place)
-    after = result.costs.after
-    result.costs = Costs(before, after)
-    result.metrics = scores
-    result.history = _history(before.total.energy.relaxed, after.total.energy.relaxed, choice.spec)
+    result = one_shot(request, show)
     if folder is not None:
         with show.stage("exporting and saving"):
             result.save(folder, onnx=True)
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The method that will be used, and why."""
-
-    spec: MethodSpec
-    config: MethodConfig
-    why: str
-
-
-def choose_method(method: str | MethodConfig, budget: Budget) -> Choice:
-    """Find the method, and check that it serves every limit.
-
-    Raises:
-        UnsupportedBudget: It does not; the limit and the methods that serve it are named.
-    """
-    if method == "auto":
-        keys = {limit.key for limit in budget.limits}
-        name = "energy" if "energy" in keys or len(keys) > 1 else "magnitude"
-        spec, config = find_method(name)
-        why = (
-            "keeps the weights that are worth their energy"
-            if name == "energy"
-            else "every weight has the same price, so ranking by magnitude is optimal"
-        )
-        if not keys <= spec.serves:
-            spec, config, why = _other_method(budget, keys)
-    else:
-        spec, config = find_method(method)
-        why = "asked for"
-    for limit in budget.limits:
-        if limit.key not in spec.serves:
-            raise _unserved(limit.key, spec)
-    return Choice(spec, config, why)
-
-
-def _other_method(budget: Budget, keys: set[str]) -> tuple[MethodSpec, MethodConfig, str]:
-    for spec in methods().values():
-        if keys <= spec.serves:
-            return spec, spec.config(), f"serves {', '.join(sorted(keys))}"
-    missing = next(
-        (k for k in sorted(keys) if not any(k in s.serves for s in methods().values())), None
-    )
-    raise UnsupportedBudget(
-        f"no available method serves the limit {missing!r}"
-        if missing
-        else f"no single method serves all of {sorted(keys)}",
-        where=str(budget),
-        remedy=_served(),
-    )
-
-
-def _unserved(key: str, spec: MethodSpec) -> UnsupportedBudget:
-    others = [s.name for s in methods().values() if key in s.serves]
-    remedy = f"These do: {', '.join(others)}." if others else f"No method does yet. {_served()}"
-    return UnsupportedBudget(
-        f"method {spec.name!r} does not serve the limit {key!r}", where="budget", remedy=remedy
-    )
-
-
-def _served() -> str:
-    keys = sorted({key for spec in methods().values() for key in spec.serves})
-    return f"Limits that are served: {', '.join(keys)}."
-
-
-def resolve(budget: Budget, subject: Subject) -> tuple[ResolvedLimit, ...]:
-    """The budget in absolute terms, relative to the original dense model."""
-    resolved = []
-    for limit in budget.limits:
-        base = base_value(limit.key, subject).number
-        resolved.append(ResolvedLimit(limit, base, limit.resolve(base, subject.hardware)))
-    return tuple(resolved)
-
-
-def _copied(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        return copy.deepcopy(model).to(device)
-    except RuntimeError as error:
-        raise PreconditionError(
-            f"the model cannot be copied: {str(error).splitlines()[0]}",
-            where=type(model).__name__,
-            remedy="Detach tensors that were stored on modules during training.",
-        ) from error
-
-
-def _finished(graph: ModelGraph, call: Call, spec: MethodSpec) -> ModelGraph:
-    """Trace the finished model anew: nothing is taken from the method's own books."""
-    if any(parametrize.is_parametrized(m) for s in graph.compressible for m in _owners(graph, s)):
-        raise PostconditionError(
-            "the finished model still has parametrized weights",
-            where=f"method {spec.name!r}",
-            remedy="finalize() must bake them.",
-        )
-    finished = trace(graph.module, call)
-    finished.decisions[:] = graph.decisions
-    return finished
-
-
-def _owners(graph: ModelGraph, site: Any) -> Sequence[nn.Module]:
-    return [graph.module.get_submodule(path) for path, _ in site.owners]
-
-
-def _certified(
-    graph: ModelGraph,
-    hardware: Hardware,
-    limits: Sequence[ResolvedLimit],
-    choice: Choice,
-    plan: Plan,
-) -> Compressed:
-    subject = Subject(graph, hardware)
-    values = {limit.key: reached_value(limit.key, subject) for limit in limits}
-    source = Source("model", state_digest(graph.module))
-    certificate = certify(limits, values, source, subject.costs)
-    for row in certificate.rows:
-        if not row.holds:
-            raise PostconditionError(
-                f"{row.asked} allows {row.maximum:,}, the finished model has {row.reached:,}",
-                where=f"method {choice.spec.name!r}",
-                remedy="This is an error of the method; please report it with the model.",
-            )
-    return Compressed(
-        model=graph.module,
-        certificate=certificate,
-        decisions=tuple(graph.decisions),
-        plan=plan,
-        costs=Costs(subject.costs, subject.costs),
-        method=choice.spec.name,
-        config=choice.config.to_dict(),
-        limits=tuple(limits),
-        graph=graph,
-    )
-
-
-def _history(before: int, after: int, spec: MethodSpec) -> list[dict[str, Any]]:
-    return [
-        {"step": 0, "event": "original", "energy": before},
-        {"step": 1, "event": f"{spec.name}: one shot", "energy": after},
-    ]
+def _batches(valid: Iterable[Any] | None) -> list[Any] | None:
+    """Every batch, so that a generator can be read before and after."""
+    return None if valid is None else list(valid)

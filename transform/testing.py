@@ -22,9 +22,10 @@ from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method
 from passes.tracing.trace import trace
-from transform.compress import compress, resolve
+from transform.compress import compress
 from transform.fingerprint import state_digest
 from transform.limits import Subject
+from transform.pipeline import resolve
 from transform.result import Compressed
 from transform.storage import load
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_projection import (
     TABLE_LADDERS,
@@ -80,10 +80,11 @@ def test_gap_is_below_the_square_of_the_next_weight(problem):
         assert result.gap == 0
         return
     assert result.residual[0] < result.next_charges[0]
-    left = [w.reshape(-1)[~m.reshape(-1)] for w, m in zip(
-        problem.weights, masks_of(problem.weights, result), strict=True
-    )]
-    assert result.gap <= max(float(rest.abs().max()) for rest in left if rest.numel()) ** 2
+    left = [
+        w.reshape(-1)[~m.reshape(-1)]
+        for w, m in zip(problem.weights, masks_of(problem.weights, result), strict=True)
+    ]
+    assert result.gap < max(float(rest.abs().max()) for rest in left if rest.numel()) ** 2
 
 
 @MANY
@@ -133,9 +134,10 @@ def test_equals_a_full_sort(problem, order):
 
 
 @MANY
-@given(problem=knapsacks(), share=st.floats(0, 1))
-def test_projecting_twice_changes_no_bit(problem, share):
+@given(problem=knapsacks())
+def test_projecting_twice_changes_no_bit(problem):
     once = project(problem.weights, allocate(problem.weights, problem.ladders, problem.capacities))
+    assume(any(bool(w.any()) for w in once))
     again = allocate(once, problem.ladders, problem.capacities)
     assert again.gap == 0
     for first, second in zip(once, project(once, again), strict=True):
@@ -194,7 +196,9 @@ def test_ties_go_to_the_first_layer_and_the_first_index():
     ladders = [build_ladder(n, [(n, (2,))]) for n in (5, 3)]
     assert allocate(weights, ladders, [13]).counts == (5, 1)
     assert masks_of(weights, allocate(weights, ladders, [13]))[1].tolist() == [True, False, False]
-    assert masks_of(weights, allocate(weights, ladders, [6]))[0].tolist() == [True] * 3 + [False] * 2
+    assert (
+        masks_of(weights, allocate(weights, ladders, [6]))[0].tolist() == [True] * 3 + [False] * 2
+    )
 
 
 @pytest.mark.parametrize("size", [39, 40, 41])

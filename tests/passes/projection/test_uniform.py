@@ -49,9 +49,7 @@ def test_one_more_step_does_not_fit(first, second):
     ladders = [build_ladder(n, [(n, (p,))]) for n, p in ((first, 3), (second, 7))]
     capacity = (3 * first + 7 * second) // 3
     result = allocate_uniform(ladders, (first, second), (0, 0), (capacity,))
-    share = max(
-        Fraction(n, size) for n, size in zip(result.counts, (first, second), strict=True)
-    )
+    share = max(Fraction(n, size) for n, size in zip(result.counts, (first, second), strict=True))
     following = min(
         Fraction(n + 1, size) for n, size in zip(result.counts, (first, second), strict=True)
     )

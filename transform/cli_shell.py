@@ -1,4 +1,4 @@
-"""Exit codes of the command line, and the one place that turns errors into them."""
+"""The commands' common behaviour: exit codes, typed errors without a traceback, help texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from energy_model.errors import CompressionError, InfeasibleBudget, UnsupportedBudget
 
@@ -29,7 +29,7 @@ def exit_code(error: CompressionError) -> int:
     return UNSUPPORTED if isinstance(error, UnsupportedBudget) else FAILED
 
 
-class ExitCodes(TyperGroup):
+class Commands(TyperGroup):
     """A group of commands whose typed errors end the process without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -42,3 +42,12 @@ class ExitCodes(TyperGroup):
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
+
+
+class Command(TyperCommand):
+    """A command whose help is its docstring, each paragraph wrapped to the terminal."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        paragraphs = (kwargs.get("help") or "").split("\n\n")
+        kwargs["help"] = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+        super().__init__(*args, **kwargs)

@@ -1,0 +1,75 @@
+"""Which method serves a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from energy_model.budget import Budget
+from energy_model.errors import UnsupportedBudget
+from passes.methods.base import MethodSpec
+from passes.methods.config import MethodConfig
+from passes.methods.registry import find_method, methods
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The method that will be used, and why."""
+
+    spec: MethodSpec
+    config: MethodConfig
+    why: str
+
+
+def choose_method(method: str | MethodConfig, budget: Budget) -> Choice:
+    """Find the method, and check that it serves every limit.
+
+    Raises:
+        UnsupportedBudget: It does not; the limit and the methods that serve it are named.
+    """
+    if method == "auto":
+        keys = {limit.key for limit in budget.limits}
+        name = "energy" if "energy" in keys or len(keys) > 1 else "magnitude"
+        spec, config = find_method(name)
+        why = (
+            "keeps the weights that are worth their energy"
+            if name == "energy"
+            else "every weight has the same price, so ranking by magnitude is optimal"
+        )
+        if not keys <= spec.serves:
+            spec, config, why = _other_method(budget, keys)
+    else:
+        spec, config = find_method(method)
+        why = "asked for"
+    for limit in budget.limits:
+        if limit.key not in spec.serves:
+            raise _unserved(limit.key, spec)
+    return Choice(spec, config, why)
+
+
+def _other_method(budget: Budget, keys: set[str]) -> tuple[MethodSpec, MethodConfig, str]:
+    for spec in methods().values():
+        if keys <= spec.serves:
+            return spec, spec.config(), f"serves {', '.join(sorted(keys))}"
+    missing = next(
+        (k for k in sorted(keys) if not any(k in s.serves for s in methods().values())), None
+    )
+    raise UnsupportedBudget(
+        f"no available method serves the limit {missing!r}"
+        if missing
+        else f"no single method serves all of {sorted(keys)}",
+        where=str(budget),
+        remedy=_served(),
+    )
+
+
+def _unserved(key: str, spec: MethodSpec) -> UnsupportedBudget:
+    others = [s.name for s in methods().values() if key in s.serves]
+    remedy = f"These do: {', '.join(others)}." if others else f"No method does yet. {_served()}"
+    return UnsupportedBudget(
+        f"method {spec.name!r} does not serve the limit {key!r}", where="budget", remedy=remedy
+    )
+
+
+def _served() -> str:
+    keys = sorted({key for spec in methods().values() for key in spec.serves})
+    return f"Limits that are served: {', '.join(keys)}."
