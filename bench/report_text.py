@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import PurePath
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -26,10 +27,9 @@ def format_report(report: Report) -> str:
         table.add_row(label, *cells)
     # A width of its own: the table must not depend on the terminal, nor wrap in a log.
     width = 34 + _COLUMN * len(report.measurements)
-    console = Console(width=width, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in dedent(captured.get()).splitlines()]
+    text = StringIO()
+    Console(file=text, width=width, color_system=None, highlight=False).print(table)
+    lines = [line.rstrip() for line in dedent(text.getvalue()).splitlines()]
     first = report.measurements[0]
     conditions = (
         f"{first.runtime}, threads {first.threads}, batch {first.batch}, "

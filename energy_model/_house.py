@@ -48,4 +48,7 @@ def main() -> None:
         require_own_rooms()
     except ImportError as error:
         sys.exit(f"transform: {error}")
-    import_module("transform.cli").main()
+    try:
+        import_module("transform.cli").main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -83,6 +83,10 @@ class PostconditionError(CompressionError):
     """A pass produced something that breaks its own promise: a bug of ours, never of the user."""
 
 
+class TrainingError(CompressionError):
+    """Training cannot go on: the loss is not finite, or the data does not fit it."""
+
+
 class ExportError(CompressionError):
     """A finished model cannot be written as ONNX."""
 

@@ -163,6 +163,11 @@ class ModelGraph:
     leaves: tuple[Leaf, ...] = ()
     decisions: list[Decision] = field(default_factory=list)
 
+    @property
+    def runnable(self) -> nn.Module:
+        """What is run in training: the module, until a pass puts nodes into the graph."""
+        return self.module
+
     @cached_property
     def by_name(self) -> dict[str, Site]:
         """Sites by name."""

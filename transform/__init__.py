@@ -39,6 +39,7 @@ from energy_model.errors import (  # noqa: E402
     PreconditionError,
     StorageError,
     TraceError,
+    TrainingError,
     UnsupportedBudget,
     UnsupportedLayer,
 )
@@ -51,6 +52,7 @@ from transform.certificate import Certificate  # noqa: E402
 from transform.compress import compress  # noqa: E402
 from transform.result import Compressed, Export  # noqa: E402
 from transform.storage import load  # noqa: E402
+from transform.training.config import Distill, TrainConfig  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -62,6 +64,7 @@ __all__ = [
     "Compressed",
     "CompressionError",
     "CostTable",
+    "Distill",
     "EnergyProjection",
     "Export",
     "ExportError",
@@ -74,6 +77,8 @@ __all__ = [
     "PreconditionError",
     "StorageError",
     "TraceError",
+    "TrainConfig",
+    "TrainingError",
     "UnsupportedBudget",
     "UnsupportedLayer",
     "analyze",

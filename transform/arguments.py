@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError, StorageError
 from passes.inputs import Call, as_batch, as_call
+from transform.storage import CHECKPOINTS
+from transform.training.config import TrainConfig
 
 TARGETS = ("onnxruntime-cpu",)
 # Arguments of the public signature that have one value today.
-_ONLY_DEFAULT = {
-    "layers": None,
-    "teacher": "original",
-    "train": None,
-    "loss": None,
-    "metric": None,
-    "resume": True,
-}
+_ONLY_DEFAULT = {"layers": None}
 
 
 def require_defaults(**arguments: Any) -> None:
@@ -37,7 +32,7 @@ def require_defaults(**arguments: Any) -> None:
             raise ArgumentError(
                 f"{value!r} is not supported by this version",
                 where=name,
-                remedy=f"Leave it at its default, {default!r}: compression is in one shot.",
+                remedy=f"Leave it at its default, {default!r}.",
             )
 
 
@@ -60,8 +55,8 @@ def require_target(target: Any) -> None:
         )
 
 
-def require_free(out: str | Path | None) -> Path | None:
-    """The output folder; it must not hold anything yet.
+def require_free(out: str | Path | None, resume: bool = False) -> Path | None:
+    """The output folder; it must not hold anything yet, but for checkpoints to resume from.
 
     Raises:
         StorageError: It exists and is not an empty folder.
@@ -69,13 +64,57 @@ def require_free(out: str | Path | None) -> Path | None:
     if out is None:
         return None
     path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.is_dir():
+        found = {entry.name for entry in path.iterdir()}
+        if not found or (resume and found == {CHECKPOINTS}):
+            return path
+    if path.exists():
         raise StorageError(
             "the output folder exists already and is not empty",
             where=str(path),
             remedy="Choose another folder, or remove this one: nothing is overwritten.",
         )
     return path
+
+
+def training_config(train: Any) -> TrainConfig | None:
+    """Read the argument `train`: a configuration, a number of epochs, a dict, or `False`.
+
+    Returns:
+        The configuration; `None` when there is to be no training, or nothing is said (`None`).
+    """
+    if train is None or train is False:
+        return None
+    if train is True:
+        return TrainConfig()
+    if isinstance(train, TrainConfig):
+        return train
+    if isinstance(train, int):
+        return TrainConfig(epochs=train)
+    if isinstance(train, Mapping):
+        return TrainConfig.from_dict(train)
+    raise ArgumentError(
+        f"{type(train).__name__} is no training configuration",
+        where="train",
+        remedy="Pass a TrainConfig, a number of epochs, or False for one shot.",
+    )
+
+
+def why_not_trained(model: nn.Module, data: Any, loss: Any) -> str:
+    """Why `data` alone does not start training; empty when it does."""
+    if data is None:
+        return "no data"
+    if isinstance(data, Iterator) or not isinstance(data, Sized):
+        return "the data can be read only once, or has no length"
+    first = next(iter(cast("Iterable[Any]", data)), None)
+    if first is None:
+        return "no data"
+    targets = as_batch(model, first).targets
+    if targets is None:
+        return "the data has no labels"
+    if loss is None and (not isinstance(targets, Tensor) or targets.is_floating_point()):
+        return "the targets are no classes, and no loss was given"
+    return ""
 
 
 def require_seed(seed: Any) -> int:
@@ -99,7 +138,9 @@ def find_device(model: nn.Module, device: str | torch.device | None) -> torch.de
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device {device!r} is not available: {str(error).splitlines()[0]}", where="device"
+            f"{device!r} is not available: {str(error).splitlines()[0]}",
+            where="device",
+            remedy="Pass 'cpu', or a device that torch sees on this machine.",
         ) from error
     return found
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from energy_model.budget import Budget
+from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware, load_hardware
-from passes.methods.base import Run
+from passes.graph import Decision
 from passes.methods.config import MethodConfig
 from transform import arguments
 from transform.choice import choose_method
-from transform.pipeline import Request, one_shot
+from transform.evaluate import Metric
+from transform.pipeline import Request, run
 from transform.progress import Mode, Progress
 from transform.result import Compressed
+from transform.training.config import TrainConfig
+from transform.training.fit import Training
+from transform.training.losses import Loss
+from transform.training.randomness import seeded
 
 
 def compress(
@@ -31,10 +37,10 @@ def compress(
     layers: None = None,
     hardware: str | Path | Mapping[str, Any] | Hardware = "eyeriss",
     target: str = "onnxruntime-cpu",
-    teacher: str = "original",
-    train: None = None,
-    loss: Callable[..., Tensor] | None = None,
-    metric: Callable[..., float] | None = None,
+    teacher: str | nn.Module = "original",
+    train: TrainConfig | Mapping[str, Any] | int | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     out: str | Path | None = None,
     resume: bool = True,
     device: str | torch.device | None = None,
@@ -51,20 +57,25 @@ def compress(
         budget: `"energy<=25%"`, `"energy<=25%, nonzeros<=20k"`, `{"energy": 0.25}` or a `Budget`.
             Shares are relative to the original dense model; integers and strings with units are
             absolute.
-        data: Batches: a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`. This
-            version takes only the example inputs from it: it compresses in one shot.
-        valid: Labelled batches on which the accuracy before and after is measured.
+        data: Batches: a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`. With
+            labels the model is trained on them under the budget, unless `train=False`.
+        valid: Labelled batches on which the metric before and after is measured, and the best epoch
+            is selected; never the test set.
         example_inputs: What the model is called with; the first batch of `data` by default.
         method: A name out of `transform.methods()`, a configuration object, or `"auto"`.
         layers: Reserved.
         hardware: Profile of the energy model: a name, a YAML file or a `Hardware`.
         target: Where latency is measured.
-        teacher: Reserved.
-        train: Reserved.
-        loss: Reserved.
-        metric: Reserved.
-        out: Folder for the saved result, the ONNX file and its certificate; it must be free.
-        resume: Reserved.
+        teacher: What is distilled (`TrainConfig.distill`): `"original"` or a model.
+        train: A `TrainConfig`, a number of epochs, or `False` for one shot. `None` trains with the
+            defaults if `data` has class labels or `loss` is given, and compresses in one shot
+            otherwise; the decisions say which.
+        loss: Function of (outputs, targets); cross entropy by default.
+        metric: Function of (outputs, targets), averaged over samples, or an object with `reset`,
+            `update` and `compute`; higher is better; top-1 accuracy by default.
+        out: Folder for the saved result, the ONNX file and its certificate; it must be free. A
+            training run keeps its checkpoints there until it is finished.
+        resume: Continue a killed run from its checkpoints in `out`.
         device: Where to work; `None` means where the model is.
         seed: Seed of all randomness.
         progress: `"auto"`, `"bar"`, `"log"` or `"none"`.
@@ -79,26 +90,48 @@ def compress(
         TraceError: The model fails on its example inputs.
         PreconditionError: The model has NaN weights or no weighted layer.
     """
-    arguments.require_defaults(
-        layers=layers, teacher=teacher, train=train, loss=loss, metric=metric, resume=resume
-    )
+    arguments.require_defaults(layers=layers)
     arguments.require_model(model)
     arguments.require_target(target)
-    folder = arguments.require_free(out)
+    folder = arguments.require_free(out, resume)
     profile, asked = load_hardware(hardware), Budget.parse(budget)
     choice = choose_method(method, asked)
-    call, _ = arguments.example_call(model, example_inputs, data)
     place = arguments.find_device(model, device)
-    run = Run(torch.Generator().manual_seed(arguments.require_seed(seed)), place)
-    request = Request(model, asked, call.to(place), choice, profile, run, _batches(valid))
+    number, config = arguments.require_seed(seed), arguments.training_config(train)
     show = Progress(progress)
-    result = one_shot(request, show)
-    if folder is not None:
-        with show.stage("exporting and saving"):
-            result.save(folder, onnx=True)
+    with seeded(number, place):  # data loaders draw from the global generators
+        call, data = arguments.example_call(model, example_inputs, data)
+        config, note = _settled(model, data, train, config, loss)
+        training = None
+        if config is not None and data is not None:
+            training = Training(config, data, loss, metric, teacher, folder, resume)
+        if isinstance(valid, Iterator):
+            valid = list(valid)
+        request = Request(
+            model, asked, call.to(place), choice, profile, place, number, valid, metric, training
+        )
+        result = run(request, show, [note])
+        if folder is not None:
+            with show.stage("exporting and saving"):
+                result.save(folder, onnx=True)
     return result
 
 
-def _batches(valid: Iterable[Any] | None) -> list[Any] | None:
-    """Every batch, so that a generator can be read before and after."""
-    return None if valid is None else list(valid)
+def _settled(
+    model: nn.Module, data: Any, train: Any, config: TrainConfig | None, loss: Any
+) -> tuple[TrainConfig | None, Decision]:
+    """Whether to train, and why."""
+    if config is not None:
+        if data is None:
+            raise ArgumentError(
+                "training was asked for, and there is no data",
+                where="train",
+                remedy="Pass data=, or leave train= out.",
+            )
+        return config, Decision("", "trained", "asked for")
+    if train is False:
+        return None, Decision("", "one shot", "train=False")
+    reason = arguments.why_not_trained(model, data, loss)
+    if reason:
+        return None, Decision("", "one shot", reason)
+    return TrainConfig(), Decision("", "trained", "the data has labels; train=False for one shot")

@@ -1,58 +1,99 @@
-"""Accuracy of a model on labelled batches."""
+"""A metric of a model on labelled batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from energy_model.errors import ArgumentError
 from passes.inputs import as_batch, evaluating
 
 
-def accuracy(model: nn.Module, data: Iterable[Any], device: torch.device) -> float | None:
-    """Share of samples whose largest output is the target.
+@runtime_checkable
+class Accumulator(Protocol):
+    """A metric that is accumulated over batches, as those of torchmetrics are."""
+
+    def reset(self) -> Any:
+        """Forget all batches."""
+
+    def update(self, outputs: Any, targets: Any) -> Any:
+        """Take a batch in."""
+
+    def compute(self) -> Any:
+        """The value over all batches."""
+
+
+# A function gives the value of one batch; the mean over samples is the metric.
+Metric = Callable[[Any, Any], float] | Accumulator
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Every tensor of a nested value on a device."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
+
+
+def evaluate(
+    model: nn.Module, data: Iterable[Any], device: torch.device, metric: Metric | None = None
+) -> float | None:
+    """A model's metric in evaluation mode.
 
     Args:
-        model: A classifier whose output, or first output, has shape `(N, classes)`.
+        model: Any model.
         data: Batches; see `transform.compress`.
         device: Where the model is.
+        metric: A function of (outputs, targets), or an accumulator; by default the share of samples
+            whose largest output is the target.
 
     Returns:
-        A fraction; `None` when the batches carry no targets or the output is no classification.
+        The metric; `None` when the batches carry no targets, or when the default metric does not
+        apply to the model's output.
 
     Raises:
         ArgumentError: `data` is empty, or targets do not fit the outputs.
     """
-    correct = total = 0
+    if isinstance(metric, Accumulator):
+        metric.reset()
+    total: float = 0
+    value: float | None
+    samples = 0
     with evaluating(model):
         for item in data:
             batch = as_batch(model, item)
-            outputs = _scores(batch.call.to(device)(model))
-            if batch.targets is None or outputs is None:
+            if batch.targets is None:
                 return None
-            targets = torch.as_tensor(batch.targets)
-            if targets.is_floating_point() or targets.dim() != 1:
+            outputs, targets = batch.call.to(device)(model), moved(batch.targets, device)
+            if isinstance(metric, Accumulator):
+                metric.update(outputs, targets)
+                samples += 1
+                continue
+            size = batch.call.batch_size or 1
+            value = (
+                _correct(outputs, targets) if metric is None else metric(outputs, targets) * size
+            )
+            if value is None:
                 return None
-            if len(targets) != len(outputs):
-                raise ArgumentError(
-                    f"{len(targets)} targets for {len(outputs)} outputs", where="valid"
-                )
-            correct += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
-            total += len(targets)
-    if not total:
+            total, samples = total + value, samples + size
+    if not samples:
         raise ArgumentError(
             "no batches", where="valid", remedy="Pass a list or a loader, not a spent generator."
         )
-    return correct / total
+    return float(metric.compute()) if isinstance(metric, Accumulator) else total / samples
 
 
-def _scores(outputs: Any) -> Tensor | None:
-    if isinstance(outputs, dict):
+def _correct(outputs: Any, targets: Any) -> int | None:
+    """Samples whose largest output is the target."""
+    if isinstance(outputs, Mapping):
         outputs = next(iter(outputs.values()), None)
     if isinstance(outputs, tuple | list):
         outputs = outputs[0] if outputs else None
-    is_scores = isinstance(outputs, Tensor) and outputs.dim() == 2
-    return outputs if is_scores else None
+    targets = torch.as_tensor(targets)
+    scores = isinstance(outputs, Tensor) and outputs.dim() == 2
+    if not scores or targets.is_floating_point() or targets.dim() != 1:
+        return None
+    if len(targets) != len(outputs):
+        raise ArgumentError(f"{len(targets)} targets for {len(outputs)} outputs", where="valid")
+    return int((outputs.argmax(1) == targets).sum())

@@ -159,6 +159,10 @@ _REACHED: dict[str, Callable[[Subject], Value]] = _BASE | {
 }
 
 
+# Limits that cost no export and no measurement.
+COUNTED = frozenset({"energy", "nonzeros", "weight_bits", "params", "macs"})
+
+
 def base_value(key: str, subject: Subject) -> Value:
     """The value of the original dense model.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,17 @@ from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph, Site
 from passes.inputs import Call
-from passes.methods.base import Run
+from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
 from passes.tracing.trace import trace
 from transform.certificate import Source, certify
 from transform.choice import Choice
-from transform.evaluate import accuracy
+from transform.evaluate import Metric, evaluate
 from transform.fingerprint import state_digest
-from transform.limits import Subject, base_value, reached_value
+from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.result import Compressed, Costs
+from transform.training.fit import Training, fit, run_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,11 @@ class Request:
         call: Example arguments, on the device of the run.
         choice: The method.
         hardware: The accelerator of the energy model.
-        run: Generator and device.
+        device: Where to work.
+        seed: Seed of all randomness.
         valid: Labelled batches, or `None`.
+        metric: The user's metric, or `None`.
+        training: How to train; `None` compresses in one shot.
     """
 
     model: nn.Module
@@ -48,41 +52,89 @@ class Request:
     call: Call
     choice: Choice
     hardware: Hardware
-    run: Run
-    valid: list[Any] | None
+    device: torch.device
+    seed: int
+    valid: Iterable[Any] | None
+    metric: Metric | None
+    training: Training | None
+
+    @property
+    def identity(self) -> str:
+        """A digest of everything that makes two runs the same run."""
+        training = self.training.config if self.training else None
+        config = self.choice.config.to_dict()
+        parts = (str(self.budget), config, self.hardware.to_dict(), self.seed)
+        return run_identity(state_digest(self.model), *parts, repr(training))
 
 
-def one_shot(request: Request, show: Progress) -> Compressed:
-    """Compress without training; see `transform.compress`."""
-    choice, run = request.choice, request.run
+def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Compressed:
+    """Compress, with or without training; see `transform.compress`."""
+    choice, training = request.choice, request.training
     with show.stage("tracing the model"):
-        graph = trace(_copied(request.model, run.device), request.call)
-    graph.decisions.append(Decision("", f"method {choice.spec.name!r}", choice.why))
+        graph = trace(_copied(request.model, request.device), request.call)
+    graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
     subject = Subject(graph, request.hardware)
     with show.stage("resolving the budget"):
         before, limits = subject.costs, resolve(request.budget, subject)
+    setting = Run(
+        torch.Generator().manual_seed(request.seed),
+        request.device,
+        one_shot=training is None,
+        limits=limits,
+        costs=before,
+        total_steps=training.steps if training else 0,
+    )
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
-        plan = method.plan(graph, before, limits, one_shot=run.one_shot)
+        plan = method.plan(graph, before, limits, one_shot=setting.one_shot)
     scores = {"before": _score(request, graph.module, show), "after": None}
     with show.stage("compressing"):
-        method.prepare(graph, plan, run)
-        method.finalize(graph, run)
+        method.prepare(graph, plan, setting)
+        history = _trained(request, graph, method, limits, show) if training else []
+        method.finalize(graph, setting)
         finished = _finished(graph, request)
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan)
     scores["after"] = _score(request, finished.module, show)
     result.metrics = scores
-    result.history = _history(before.total.energy.relaxed, result, choice.spec.name)
+    result.history = _history(before.total.energy.relaxed, result, history)
     result.costs = Costs(before, result.costs.after)
     return result
+
+
+def _trained(
+    request: Request,
+    graph: ModelGraph,
+    method: Method,
+    limits: Sequence[ResolvedLimit],
+    show: Progress,
+) -> list[dict[str, Any]]:
+    assert request.training is not None
+
+    def within() -> bool:
+        # Files and measurements are made once, at the end; what can be counted is counted here.
+        subject = Subject(graph, request.hardware)
+        counted = [limit for limit in limits if limit.key in COUNTED]
+        return all(reached_value(x.key, subject).number <= x.maximum for x in counted)
+
+    return fit(
+        request.training,
+        request.model,
+        graph,
+        method,
+        request.valid,
+        request.seed,
+        request.identity,
+        within,
+        show.row,
+    )
 
 
 def _score(request: Request, model: nn.Module, show: Progress) -> float | None:
     if request.valid is None:
         return None
     with show.stage("evaluating"):
-        return accuracy(model, request.valid, request.run.device)
+        return evaluate(model, request.valid, request.device, request.metric)
 
 
 def resolve(budget: Budget, subject: Subject) -> tuple[ResolvedLimit, ...]:
@@ -150,9 +202,12 @@ def _certified(
     )
 
 
-def _history(before: int, result: Compressed, method: str) -> list[dict[str, Any]]:
+def _history(
+    before: int, result: Compressed, trained: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     after = result.costs.after.total.energy.relaxed
     return [
-        {"step": 0, "event": "original", "energy": before},
-        {"step": 1, "event": f"{method}: one shot", "energy": after},
+        {"event": "original", "energy": before},
+        *({"event": "trained", **row} for row in trained),
+        {"event": f"finished: {result.method}", "energy": after},
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from energy_model.budget import Budget
 from energy_model.cost import CostTable
@@ -21,9 +21,10 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.inputs import Call, one_sample
 from passes.methods.plan import Plan
-from passes.storage.atomic import json_bytes, read_json, write_folder
+from passes.storage.atomic import json_bytes, read_json, write_file, write_folder
 from passes.storage.graph_json import graph_from_json, graph_state, graph_to_json
 from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
+from passes.storage.tree import pack_tree, unpack_tree
 from passes.tracing.trace import trace
 from transform.certificate import Certificate
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 FORMAT = "transform-compressed"
 VERSION = 1
+# Where a training run keeps its checkpoints, below its output folder.
+CHECKPOINTS = "checkpoints"
+_INDEX = "compressed.json"
 _EXAMPLE = "example:"
 
 
@@ -49,16 +53,27 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
             "example": structure,
             "graph": None if graph.graph_module is None else graph_to_json(graph.graph_module),
         }
-        files: dict[str, Any] = {}
+        files: dict[str, bytes] = {}
         if onnx:
             exported = result.export(Path(folder) / "model.onnx")
             files["model.onnx"] = exported.path.read_bytes()
             files["model.certificate.json"] = exported.certificate.read_bytes()
         files["weights.safetensors"] = weights.read_bytes()
-        files["compressed.json"] = json_bytes(_sealed(description))
+        files[_INDEX] = json_bytes(_sealed(description))
         files["report.txt"] = f"{result!r}\n".encode()
-        write_folder(directory, files)
+        _write(directory, files)
     return directory
+
+
+def _write(directory: Path, files: dict[str, bytes]) -> None:
+    """All at once into a new folder; beside the checkpoints of a run, the index last."""
+    checkpoints = directory / CHECKPOINTS
+    if not checkpoints.is_dir():
+        write_folder(directory, files)
+        return
+    for name in sorted(files, key=lambda n: n == _INDEX):
+        write_file(directory / name, files[name])
+    shutil.rmtree(checkpoints)
 
 
 def _describe(result: Compressed) -> dict[str, Any]:
@@ -104,37 +119,11 @@ def _identity(tensor: Tensor) -> object:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype
 
 
-def _example(call: Call) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _example(call: Call) -> tuple[dict[str, Tensor], Any]:
     """One synthetic sample: what is saved of the data is its shape, not its values."""
     sample = one_sample(call)
-    leaves, _ = pytree.tree_flatten((sample.args, dict(sample.kwargs)))
     tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            name = f"{_EXAMPLE}{len(tensors)}"
-            tensors[name] = value.detach().cpu().contiguous()
-            return {"tensor": name}
-        if isinstance(value, dict):
-            return {"dict": {str(k): encode(v) for k, v in value.items()}}
-        if isinstance(value, tuple | list):
-            return {"tuple": [encode(v) for v in value]}
-        return {"value": value}
-
-    del leaves
-    structure = {"args": encode(tuple(sample.args)), "kwargs": encode(dict(sample.kwargs))}
-    return tensors, structure
-
-
-def _decode_example(data: Any, tensors: Mapping[str, Tensor]) -> Any:
-    [(kind, value)] = data.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {k: _decode_example(v, tensors) for k, v in value.items()}
-    if kind == "tuple":
-        return tuple(_decode_example(v, tensors) for v in value)
-    return value
+    return tensors, pack_tree([sample.args, dict(sample.kwargs)], tensors, _EXAMPLE)
 
 
 def _sealed(description: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +152,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
         StorageError: The folder is missing, damaged, of another version, or needs `model=`.
     """
     folder = Path(directory)
-    description = read_json(folder / "compressed.json")
+    description = read_json(folder / _INDEX)
     where = str(folder)
     if description.get("format") != FORMAT or description.get("version") != VERSION:
         raise StorageError(
@@ -197,11 +186,8 @@ def _restored(
     aliases = description["aliases"]
     state = {k: v for k, v in tensors.items() if not k.startswith(_EXAMPLE)}
     module = _module(description, state, aliases, model, where)
-    structure = description["example"]
-    call = Call(
-        _decode_example(structure["args"], tensors), _decode_example(structure["kwargs"], tensors)
-    )
-    graph = trace(module, call)
+    args, kwargs = unpack_tree(description["example"], tensors)
+    graph = trace(module, Call(tuple(args), kwargs))
     decisions = tuple(Decision(**item) for item in description["decisions"])
     graph.decisions[:] = decisions
     limits = []

@@ -11,11 +11,11 @@ def _block(in_channels: int, out_channels: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
-def digits_cnn() -> nn.Sequential:
-    """Three convolutions with batch normalisation and two linear layers, 10 classes.
+def digits_cnn(num_classes: int = 10) -> nn.Sequential:
+    """Three convolutions with batch normalisation and two linear layers.
 
-    Input `(N, 1, 8, 8)`, output `(N, 10)` logits; 47,088 weights. Initialised by torch's global
-    generator.
+    Input `(N, 1, 8, 8)`, output `(N, num_classes)` logits; 47,088 weights for 10 classes.
+    Initialised by torch's global generator.
     """
     return nn.Sequential(
         *_block(1, 16),
@@ -26,5 +26,5 @@ def digits_cnn() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(128, 240),
         nn.ReLU(),
-        nn.Linear(240, 10),
+        nn.Linear(240, num_classes),
     )

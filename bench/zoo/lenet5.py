@@ -39,6 +39,6 @@ class LeNet5(nn.Module):
         return logits
 
 
-def lenet5() -> LeNet5:
-    """A LeNet-5 for 10 classes, initialised by torch's global generator."""
-    return LeNet5()
+def lenet5(num_classes: int = 10) -> LeNet5:
+    """A LeNet-5 for 1 x 32 x 32, initialised by torch's global generator."""
+    return LeNet5(num_classes)

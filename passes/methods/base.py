@@ -33,11 +33,17 @@ class Run:
         generator: The only source of randomness.
         device: Where the model is.
         one_shot: Nothing is trained after `prepare`.
+        limits: The budget in absolute terms.
+        costs: Costs of the original, and the hardware they belong to.
+        total_steps: Optimizer steps of the whole training.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     one_shot: bool = True
+    limits: tuple[ResolvedLimit, ...] = ()
+    costs: CostTable | None = None
+    total_steps: int = 0
 
 
 class Method(ABC):

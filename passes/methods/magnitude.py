@@ -10,42 +10,38 @@ from dataclasses import dataclass
 from typing import Literal
 
 from passes.methods.base import MethodSpec
-from passes.methods.config import MethodConfig
-from passes.methods.energy_projection import minimums, require_minimums
-from passes.methods.sparsify import SERVES, Problem, Sparsifier
+from passes.methods.problem import SERVES, Problem
+from passes.methods.sparsify import Sparsifier, SparsifyConfig
 from passes.projection.allocate import Allocation, allocate
 from passes.projection.uniform import allocate_uniform
 
 
 @dataclass(frozen=True)
-class Magnitude(MethodConfig):
+class Magnitude(SparsifyConfig):
     """Configuration of magnitude pruning.
 
     Attributes:
-        scope: `"global"` ranks all weights of the model together; `"layer"` keeps the same share
-            of every layer.
         min_per_layer: Least number of weights that every layer keeps.
         min_density: Least share of weights that every layer keeps; `None` is 0.02 in one shot and
             0 when the model is trained.
+        schedule: How the budget falls during training: `"geometric"`, `"linear"` or `"none"`.
+        hold: Share of the steps, at the end, that run at the final budget.
+        interval: Optimizer steps between projections.
+        scope: `"global"` ranks all weights of the model together; `"layer"` keeps the same share
+            of every layer.
     """
 
     scope: Literal["global", "layer"] = "global"
-    min_per_layer: int = 1
-    min_density: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require("scope", self.scope in ("global", "layer"), "'global' or 'layer'")
-        require_minimums(self)
 
 
 class MagnitudePruning(Sparsifier):
     """Keeps the largest weights of the model, or of every layer."""
 
     name = "magnitude"
-
-    def minimums(self, one_shot: bool) -> tuple[int, float]:
-        """Least number and share that every layer keeps."""
-        return minimums(self.config, one_shot)
 
     def allocation(self, problem: Problem) -> Allocation:
         """The longest prefix by magnitude, or the largest common share, that fits."""

@@ -4,151 +4,103 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from energy_model.cost import CostTable
-from energy_model.errors import InfeasibleBudget
+from energy_model.errors import PreconditionError
 from energy_model.resolved import ResolvedLimit
-from passes.graph import ModelGraph, Site
+from passes.graph import ModelGraph
 from passes.methods.base import Method, Run
+from passes.methods.config import MethodConfig
 from passes.methods.plan import Plan, PlanRow
+from passes.methods.problem import Problem, build_problem
 from passes.projection.allocate import Allocation
-from passes.projection.ladder import Ladder, build_ladder
-from passes.projection.magnitudes import Histogram, histogram, top_mask
-from passes.rewrite.masks import attach_masks, bake_masks
+from passes.projection.magnitudes import Histogram, top_mask
 
-SERVES = frozenset({"energy", "nonzeros", "weight_bits"})
 # Without training, projection alone would delete whole layers.
 ONE_SHOT_DENSITY = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A budget over single weights.
+@dataclass(frozen=True)
+class SparsifyConfig(MethodConfig):
+    """What all methods that zero single weights can be told.
 
     Attributes:
-        sites: The layers, in order.
-        weights: Their weights, read only.
-        ladders: What their weights are charged.
-        histograms: Magnitudes of their weights.
-        minimums: Weights that each layer keeps at least.
-        limits: The budget.
-        fixed: Use of each limit that no weight can change.
+        min_per_layer: Least number of weights that every layer keeps.
+        min_density: Least share of weights that every layer keeps; `None` is 0.02 in one shot and
+            0 when the model is trained.
+        schedule: How the budget falls during training: `"geometric"`, `"linear"`, or `"none"` (at
+            the target from the start).
+        hold: Share of the steps, at the end, that run at the final budget.
+        interval: Optimizer steps between projections; the end of an epoch always projects.
     """
 
-    sites: tuple[Site, ...]
-    weights: tuple[Tensor, ...]
-    ladders: tuple[Ladder, ...]
-    histograms: tuple[Histogram, ...]
-    minimums: tuple[int, ...]
-    limits: tuple[ResolvedLimit, ...]
-    fixed: tuple[int, ...]
+    min_per_layer: int = 1
+    min_density: float | None = None
+    schedule: Literal["geometric", "linear", "none"] = "geometric"
+    hold: float = 0.3
+    interval: int = 10
 
-    @property
-    def capacities(self) -> tuple[int, ...]:
-        """What each limit leaves for weights."""
-        pairs = zip(self.limits, self.fixed, strict=True)
-        return tuple(int(limit.maximum) - fixed for limit, fixed in pairs)
-
-
-def build_problem(
-    graph: ModelGraph,
-    costs: CostTable,
-    limits: Sequence[ResolvedLimit],
-    *,
-    min_per_layer: int,
-    min_density: float,
-) -> Problem:
-    """Set the problem up, and check that it has a solution.
-
-    Raises:
-        InfeasibleBudget: What cannot be removed exceeds a limit.
-        PreconditionError: A weight is not finite.
-    """
-    sites = graph.compressible
-    weights = tuple(graph.weight(site) for site in sites)
-    histograms = tuple(histogram(w, s.name) for w, s in zip(weights, sites, strict=True))
-    minimums = tuple(
-        min(max(min_per_layer, math.ceil(min_density * site.size)), h.nonzeros)
-        for site, h in zip(sites, histograms, strict=True)
-    )
-    ladders = tuple(
-        build_ladder(site.size, _charges(site, weight, costs, limits), forced=least)
-        for site, weight, least in zip(sites, weights, minimums, strict=True)
-    )
-    fixed = tuple(_fixed(graph, costs, limit.key) for limit in limits)
-    problem = Problem(sites, weights, ladders, histograms, minimums, tuple(limits), fixed)
-    _check_feasible(problem, costs)
-    return problem
+    def __post_init__(self) -> None:
+        density = self.min_density
+        self._require("min_per_layer", _whole(self.min_per_layer, 0), "a whole number from 0")
+        share = density is None or (_real(density) and 0 <= density <= 1)
+        self._require("min_density", share, "None, or a share from 0 to 1")
+        known = ("geometric", "linear", "none")
+        self._require("schedule", self.schedule in known, f"one of {known}")
+        self._require("hold", _real(self.hold) and 0 <= self.hold <= 1, "a share from 0 to 1")
+        self._require("interval", _whole(self.interval, 1), "a whole number from 1")
 
 
-def _charges(
-    site: Site, weight: Tensor, costs: CostTable, limits: Sequence[ResolvedLimit]
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Charges of the weights that fit the weight cache, and of those beyond it."""
-    price = site.price(costs.hardware)
-    bits = weight.element_size() * 8
-
-    def row(energy: int) -> tuple[int, ...]:
-        each = {"energy": energy, "nonzeros": 1, "weight_bits": bits}
-        return tuple(each[limit.key] for limit in limits)
-
-    return [(price.capacity, row(price.first)), (site.size, row(price.beyond))]
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int:
-    """Energy of activations, and of weights that are computed and cannot be compressed."""
-    if key != "energy":
-        return 0
-    floors = sum(costs[site.name].floor for site in graph.compressible)
-    return floors + sum(costs[s.name].energy.relaxed for s in graph.sites if s.computed)
-
-
-def _check_feasible(problem: Problem, costs: CostTable) -> None:
-    pairs = list(zip(problem.ladders, problem.minimums, strict=True))
-    for index, limit in enumerate(problem.limits):
-        forced = [ladder.used(least)[index] for ladder, least in pairs]
-        tightest = problem.fixed[index] + sum(forced)
-        if tightest <= limit.maximum:
-            continue
-        own = [
-            part + (costs[site.name].floor if limit.key == "energy" else 0)
-            for part, site in zip(forced, problem.sites, strict=True)
-        ]
-        binding = problem.sites[own.index(max(own))].name
-        activations = problem.fixed[index] / tightest
-        lower = "a smaller min_density or min_per_layer"
-        if limit.key == "energy":
-            lower += " (activations alone are "
-            lower += f"{limit.share(problem.fixed[index])}, {100 * activations:.0f} % of that), "
-            lower += "a smaller input, fewer channels"
-        raise InfeasibleBudget(
-            f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
-            f"original), but {tightest:,} ({limit.share(tightest)}) is the least that can be "
-            f"reached; layer {binding!r} needs most of it",
-            limit=limit.key,
-            asked=limit.maximum,
-            tightest=tightest,
-            binding_layer=binding,
-            remedy=f"Raise the limit; what would lower the least: {lower}.",
-        )
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 class Sparsifier(Method):
-    """Keeps the largest weights of every layer, as many as the plan says."""
+    """Keeps the largest weights of every layer, as many as the allocation says.
+
+    In training this is projected gradient descent: all weights are trained, pruned ones regrow, and
+    every few steps the weights are projected onto a budget that falls towards the target.
+    """
 
     name = ""
+    config: SparsifyConfig
 
-    @abstractmethod
-    def minimums(self, one_shot: bool) -> tuple[int, float]:
-        """Least number and least share of weights that every layer keeps."""
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self._graph: ModelGraph | None = None
+        self._run = Run()
+        self._start: tuple[int, ...] = ()
+        self._projected_at = 0
+        self._step = 0
 
     @abstractmethod
     def allocation(self, problem: Problem) -> Allocation:
         """How many weights every layer keeps."""
+
+    def problem(
+        self,
+        graph: ModelGraph,
+        costs: CostTable,
+        limits: Sequence[ResolvedLimit],
+        *,
+        one_shot: bool,
+    ) -> Problem:
+        """The budget over the weights as they are now."""
+        density = self.config.min_density
+        if density is None:
+            density = ONE_SHOT_DENSITY if one_shot else 0.0
+        least = self.config.min_per_layer
+        return build_problem(graph, costs, limits, min_per_layer=least, min_density=density)
 
     def plan(
         self,
@@ -159,8 +111,7 @@ class Sparsifier(Method):
         one_shot: bool = True,
     ) -> Plan:
         """Decide how many weights every layer keeps; see `Method.plan`."""
-        least, density = self.minimums(one_shot)
-        problem = build_problem(graph, costs, limits, min_per_layer=least, min_density=density)
+        problem = self.problem(graph, costs, limits, one_shot=one_shot)
         allocation = self.allocation(problem)
         return Plan(
             self.name,
@@ -175,16 +126,84 @@ class Sparsifier(Method):
         )
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
-        """Attach one mask per layer, over its largest weights."""
-        masks = {
-            row.layer: top_mask(graph.weight(graph.by_name[row.layer]), row.keep)
-            for row in plan.rows
-        }
-        attach_masks(graph, masks)
+        """In one shot, zero what the plan does not keep; in training, note where it starts."""
+        self._graph, self._run = graph, run
+        if run.one_shot:
+            keep_largest(graph, plan.kept)
+            return
+        problem = self._problem_now(run.limits)
+        self._start = problem.used()
+
+    def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Project every `interval` steps."""
+        self._step = step
+        if step % self.config.interval == 0:
+            self._project(self.limits_at(step))
+
+    def on_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        """Project at the end of the epoch, so that what is evaluated is within its budget."""
+        if self._projected_at != self._step:
+            self._project(self.limits_at(self._step))
 
     def finalize(self, graph: ModelGraph, run: Run) -> None:
-        """Bake the masks into plain weights."""
-        bake_masks(graph)
+        """Project onto the final budget, whatever the loop did."""
+        if not run.one_shot:
+            self._graph, self._run = graph, run
+            self._project(run.limits)
+
+    def limits_at(self, step: int) -> tuple[ResolvedLimit, ...]:
+        """The budget after `step` optimizer steps, between where training starts and the target."""
+        total = max(1, round(self._run.total_steps * (1 - self.config.hold)))
+        done = 1.0 if self.config.schedule == "none" else min(1.0, step / total)
+        return tuple(
+            replace(limit, maximum=self._between(start, limit.maximum, done))
+            for limit, start in zip(self._run.limits, self._start, strict=True)
+        )
+
+    def _between(self, start: float, target: float, done: float) -> int | float:
+        if done >= 1.0 or start <= target:
+            return target
+        if self.config.schedule == "linear":
+            return math.floor(start + (target - start) * done)
+        return max(math.floor(start * (target / start) ** done), target) if target else target
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands."""
+        state = {"start": list(self._start), "step": self._step}
+        return state | {"projected_at": self._projected_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._start = tuple(state["start"])
+        self._step, self._projected_at = state["step"], state["projected_at"]
+
+    def _problem_now(self, limits: Sequence[ResolvedLimit]) -> Problem:
+        if self._graph is None or self._run.costs is None:
+            raise PreconditionError("prepare() was not called", where=f"method {self.name!r}")
+        return self.problem(self._graph, self._run.costs, limits, one_shot=False)
+
+    def _project(self, limits: Sequence[ResolvedLimit]) -> None:
+        problem = self._problem_now(limits)
+        counts = self.allocation(problem).counts
+        for weight, count, counted in zip(problem.weights, counts, problem.histograms, strict=True):
+            _zero_smallest(weight, count, counted)
+        self._projected_at = self._step
+
+
+def keep_largest(graph: ModelGraph, kept: Mapping[str, int]) -> None:
+    """Zero all but the largest weights of every named site, in place.
+
+    Args:
+        graph: The graph; parameters keep their identity, so that ties and optimizers hold.
+        kept: Number of weights to keep, per site.
+    """
+    for name, count in kept.items():
+        _zero_smallest(graph.weight(graph.by_name[name]), count)
+
+
+def _zero_smallest(weight: Tensor, count: int, counted: Histogram | None = None) -> None:
+    with torch.no_grad():
+        weight.masked_fill_(~top_mask(weight, count, counted), 0.0)
 
 
 def _rows(problem: Problem, allocation: Allocation) -> tuple[PlanRow, ...]:

@@ -103,7 +103,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _allowed(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    parts = []
+    parts: list[str] = []
     for kind in _alternatives(hint):
         if get_origin(kind) is Literal:
             parts.extend(map(str, get_args(kind)))

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from energy_model.errors import ArgumentError
-from transform.cli_import import find_object, run_user_code, user_code
-from transform.cli_model import parse_shape
+from transform.cli.model import parse_shape
+from transform.cli.objects import find_object, run_user_code, user_code
 
 KINDS = (
     "digits (scikit-learn's 8x8 digits), fake:SHAPE:CLASSES (e.g. fake:1x28x28:10), "
@@ -48,7 +48,9 @@ def load_data(spec: str, seed: int = 0) -> Data:
     with user_code():
         found = run_user_code(find_object(spec, "--data"), spec, "--data")
     if not isinstance(found, tuple | list) or len(found) != 3 or found[0] is None:
-        held = f"{len(found)} values" if isinstance(found, tuple | list) else type(found).__name__
+        held = "no training data" if isinstance(found, tuple | list) else type(found).__name__
+        if isinstance(found, tuple | list) and len(found) != 3:
+            held = f"{len(found)} values"
         raise ArgumentError(
             f"{spec!r} returns {held}, not (train, valid, test)",
             where="--data",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError
-from transform.cli_import import find_object, run_user_code, user_code
+from transform.cli.objects import find_object, run_user_code, user_code
 
 DTYPES = {
     name: getattr(torch, name)
@@ -35,6 +35,8 @@ def load_model(name: str, weights: Path | None = None, seed: int = 0) -> nn.Modu
     with user_code(), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(seed)
         found = find_object(name, "MODEL")
+        # Again, or the weights would depend on what the import drew, and imports happen once.
+        torch.manual_seed(seed)
         # A module is callable too, but calling it is not how to make one.
         model = found if isinstance(found, nn.Module) else run_user_code(found, name, "MODEL")
     if not isinstance(model, nn.Module):
@@ -54,7 +56,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise ArgumentError(
-            f"the weights do not fit {type(model).__name__}: {' '.join(lines)[:300]}",
+            f"the weights do not fit {type(model).__name__}: {' '.join(lines)[:300].rstrip('. ')}",
             where=str(path),
             remedy="Give the state dict of this very model.",
         ) from error
@@ -65,7 +67,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
         state = _read(path)
     except Exception as error:
         # torch and safetensors raise errors of many unrelated classes on a damaged file.
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        reason = getattr(error, "strerror", None) or re.split(r"[.\n]", f"{error}", maxsplit=1)[0]
         raise ArgumentError(
             f"the weights cannot be read ({type(error).__name__}: {reason})",
             where=str(path),

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from transform.cli_data import KINDS
-from transform.cli_model import DTYPES
+from transform.cli.data import KINDS
+from transform.cli.model import DTYPES
 
 Model = Annotated[
     str,

@@ -77,10 +77,11 @@ def run_user_code(function: Any, name: str, where: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
+        remedy = "It is called without arguments: name a function that needs none."
+        if isinstance(error, ModuleNotFoundError):
+            remedy = _missing_hint(error.name or "")
         raise ArgumentError(
-            f"calling {name!r} fails with {_described(error)}",
-            where=where,
-            remedy="It is called without arguments: name a function that needs none.",
+            f"calling {name!r} fails with {_described(error)}", where=where, remedy=remedy
         ) from error
 
 
@@ -113,7 +114,7 @@ def _import(name: str, where: str) -> ModuleType:
         raise ArgumentError(
             f"importing {name!r} fails with {_described(error)}",
             where=where,
-            remedy="Repair the module: `python -c 'import ...'` shows the whole traceback.",
+            remedy=f"Repair the module: `python -c 'import {name}'` shows the whole traceback.",
         ) from error
 
 
@@ -147,6 +148,5 @@ def _described(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return text
     frames = traceback.extract_tb(error.__traceback__)
-    here = str(Path.cwd())
-    own = [frame for frame in frames if frame.filename.startswith(here)] or frames
-    return f"{text} ({own[-1].filename}:{own[-1].lineno})"
+    theirs = [frame for frame in frames if frame.filename != __file__ and frame.filename[:1] != "<"]
+    return f"{text} ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else text

@@ -1,7 +1,7 @@
 """The command line `transform`.
 
 The standard output carries the result and nothing else; progress and errors go to the standard
-error stream. Exit codes: see `transform.cli_shell`.
+error stream. Exit codes: see `transform.cli.shell`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Annotated, Any
 import typer
 
 from energy_model.budget import Budget
+from energy_model.errors import ArgumentError
+from energy_model.hardware import load_hardware
 from passes.methods.base import MethodSpec
 from passes.methods.registry import methods as all_methods
-from transform import __version__, arguments
-from transform import cli_options as options
+from transform import __version__
 from transform.analyze import analyze as cost_model
-from transform.cli_config import configure, defaults
-from transform.cli_data import load_data
-from transform.cli_model import example_inputs, load_model
-from transform.cli_progress import counted_steps, progress_mode
-from transform.cli_shell import EXIT_CODES, Command, Commands
+from transform.cli import options
+from transform.cli.config import configure, defaults
+from transform.cli.data import load_data
+from transform.cli.model import example_inputs, load_model
+from transform.cli.progress import counted_steps, progress_mode
+from transform.cli.shell import EXIT_CODES, Command, Commands
 from transform.compress import compress as compress_model
 from transform.progress import Progress
 from transform.storage import load
@@ -78,11 +80,11 @@ def analyze(
     written.
     """
     show = Progress(progress_mode())
-    examples = example_inputs(inputs)
+    profile, examples = load_hardware(hardware), example_inputs(inputs)
     with show.stage(f"building {model}"):
         built = load_model(model)
     with show.stage("analyzing"):
-        table = cost_model(built, examples, hardware)
+        table = cost_model(built, examples, profile)
     print(_json(table.to_dict()) if as_json else table)
 
 
@@ -114,13 +116,19 @@ def compress(
 ) -> None:
     """Compress a model until it fits a budget; write ONNX and a certificate.
 
-    The budget is met exactly, or nothing is written and the exit code says why. This version
-    compresses in one shot: the weights that stay are as they were, nothing is trained afterwards.
+    The budget is met exactly, or no result is written and the exit code says why. Without data the
+    model is compressed in one shot: the weights that stay are as they were, nothing is trained.
     """
     show = Progress(progress_mode())
+    # What can be refused at once is refused before a large model is built.
+    if not inputs and data is None:
+        raise ArgumentError(
+            "nothing says what the model is called with",
+            where=model,
+            remedy="Give --input 1,3,224,224 (the shape of an example), or --data.",
+        )
     limits, chosen = Budget.parse(budget), configure(method, settings or [])
-    arguments.require_free(out)
-    examples = example_inputs(inputs) if inputs else None
+    profile, examples = load_hardware(hardware), example_inputs(inputs) if inputs else None
     with show.stage(f"building {model}"):
         built = load_model(model, weights, seed)
     loaded = load_data(data, seed) if data is not None else None
@@ -131,7 +139,7 @@ def compress(
         valid=loaded.valid if loaded else None,
         example_inputs=examples,
         method=chosen,
-        hardware=hardware,
+        hardware=profile,
         out=out,
         device=device,
         seed=seed,

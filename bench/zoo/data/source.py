@@ -1,0 +1,61 @@
+"""What a data set gives before it is split, batched and normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.zoo.data.images import Images
+from energy_model.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Images and their classes.
+
+    Attributes:
+        images: The pixels.
+        labels: Class numbers int64, `(N,)`.
+    """
+
+    images: Images
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The official parts of a data set.
+
+    Attributes:
+        train: The official training set.
+        test: The official test set.
+        classes: Number of classes.
+        normalize: Name of the data set's normalisation; None: the inputs are numbers already.
+        valid: The official validation set, if there is one; otherwise a part of train becomes it.
+        note: What a reader of a result must know about the pixels.
+    """
+
+    train: Labelled
+    test: Labelled
+    classes: int
+    normalize: str | None
+    valid: Labelled | None = None
+    note: str = ""
+
+
+def missing(what: str, where: Path, get: str) -> StorageError:
+    """The error for data that are not there.
+
+    Args:
+        what: What is missing.
+        where: Where it was looked for.
+        get: How to get it, a sentence.
+    """
+    return StorageError(
+        f"{what} is not there",
+        where=str(where),
+        remedy=f"{get} Or name another folder of data by --data-root or TRANSFORM_DATA.",
+    )

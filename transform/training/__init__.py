@@ -1,0 +1,1 @@
+"""Training under a budget: the loop, its configuration, its checkpoints."""
