@@ -381,10 +381,10 @@ def _layer_rows(layers: Iterable[Mapping[str, Any]], found: Recount) -> Iterator
     for layer in merged.values():
         what, names = f"layer {layer['name']}", layer["initializers"]
         present = [found.weights[name] for name in names if unclaimed.pop(name, None)]
-        if present and len(present) == len(names):
+        if present and len(present) == len(names) and not layer["uncounted"]:
             yield _compare(f"{what}, weights", layer["weights"], sum(w.elements for w in present))
             yield _compare(f"{what}, nonzeros", layer["nonzeros"], sum(w.nonzeros for w in present))
-        elif present or not layer["uncounted"]:
+        elif not layer["uncounted"]:
             yield Row(what, layer["nonzeros"], "no weighted node uses all of it", False)
     for name, weight in unclaimed.items():
         yield Row(f"weight {name}", "in no layer", weight.nonzeros, False)
@@ -398,10 +398,15 @@ def _audit(certificate: Path, model: Path | None) -> Iterator[Row]:
     found = recount(model or certificate.parent / Path(file["name"]).name, claims["hardware"])
     yield _compare("sha256", file["sha256"], found.digest)
     yield _compare("bytes", file["bytes"], found.counts["size"])
-    for limit in claims["limits"]:
-        yield from _limit_rows(limit, found)
     for key in ("macs", "weights", "nonzeros"):
         yield _compare(key, totals[key], found.counts[key])
+    computed = [n for x in claims["layers"] if x["uncounted"] for n in x["initializers"]]
+    for weight in (found.weights[name] for name in computed if name in found.weights):
+        found.counts["nonzeros"] -= weight.nonzeros  # no limit counts computed weights
+        found.counts["weight_bits"] -= weight.nonzeros * weight.bits
+        found.bases["nonzeros"] -= weight.elements
+    for limit in claims["limits"]:
+        yield from _limit_rows(limit, found)
     yield from (_compare(f"energy, {key}", energy[key], found.energy[key]) for key in ENERGY)
     yield from _layer_rows(claims["layers"], found)
 
@@ -417,8 +422,7 @@ def check(certificate: Path, model: Path | None = None) -> list[str]:
     """Recount a certificate from its ONNX file: by default the one that it names, beside it.
 
     Returns:
-        One sentence per disagreement or broken limit; empty when everything recounted holds.
-        A missing or malformed file, or an unknown shape, raises `UnusableInputError`.
+        One sentence per disagreement or broken limit. An unusable file raises UnusableInputError.
     """
     rows = _answers(Path(certificate), Path(model) if model else None)
     claim = "{0.what}: the certificate says {0.claimed}, the file says {0.recounted}"
@@ -428,7 +432,7 @@ def check(certificate: Path, model: Path | None = None) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print claims beside answers; return 0 (all holds), 1 (something differs) or 2 (unusable)."""
     parser = argparse.ArgumentParser(description="Recount a certificate from its ONNX file alone.")
-    parser.add_argument("certificate", type=Path, help="the certificate, a JSON file")
+    parser.add_argument("certificate", type=Path)
     parser.add_argument("model", type=Path, nargs="?", help="default: the file that it names")
     options = parser.parse_args(arguments)
     try:

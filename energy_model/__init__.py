@@ -3,15 +3,12 @@
 No torch, no graph, no file: the lowest floor, which every other floor may use.
 """
 
-from energy_model._house import require_own_rooms
 from energy_model.budget import Budget, Limit
 from energy_model.cost import Cost, CostTable
 from energy_model.energy import Energy, layer_energy
 from energy_model.hardware import Hardware, hardware_profiles, load_hardware
 from energy_model.price import WeightPrice, weight_price
 from energy_model.shapes import LayerShape
-
-require_own_rooms()
 
 __all__ = [
     "Budget",

@@ -17,6 +17,7 @@ class CompressionError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        what = what.rstrip(".")
         self.what = what
         self.where = where
         self.remedy = remedy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ from torch import Tensor
 from energy_model.cost import CostTable
 from energy_model.errors import ExportError
 from energy_model.hardware import Hardware
+from export.fold_slices import fold_slices
 from export.initializers import locate
 from export.onnx_file import at_batch, float_model
 from export.parity import Parity, check_parity
@@ -21,7 +22,7 @@ from export.recount import Recount, recount_costs, sha256
 from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph
 from passes.rewrite.freeze import freeze
-from passes.storage.atomic import write_file
+from passes.storage.atomic import storage_errors, write_file
 
 _ZSTD_LEVEL = 10
 
@@ -65,25 +66,25 @@ def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Writ
     """
     path = Path(path)
     frozen = freeze(graph)
-    model = float_model(frozen.module, graph.call)
+    model = fold_slices(float_model(frozen.module, graph.call))
     _check_model(model, path)
-    with tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
+    batch = max(3, (graph.call.batch_size or 1) + 1)
+    with storage_errors(path), tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
         draft = Path(folder) / "model.onnx"
         onnx.save_model(model, str(draft))
-        batch = (graph.call.batch_size or 1) + 1
-        parity = check_parity(draft, graph.module, at_batch(graph.call, max(batch, 3)))
+        parity = check_parity(draft, graph.module, at_batch(graph.call, batch), where=path)
         data = draft.read_bytes()
     recount = _recount(graph, model, frozen.weights, hardware)
     write_file(path, data)
     compressed = len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
-    counted = Recount(recount.costs, recount.stored, sha256(path), len(data), _parameters(model))
+    counted = replace(recount, sha256=sha256(path), size=len(data), parameters=_parameters(model))
     return Written(path, "dense", len(data), compressed, parity, counted)
 
 
 def _recount(
     graph: ModelGraph, model: onnx.ModelProto, weights: Mapping[str, Tensor], hardware: Hardware
 ) -> Recount:
-    stored = locate(model, graph.compressible, weights)
+    stored = locate(model, graph.sites, weights)
     costs: CostTable = cost_table(graph, hardware)
     return Recount(recount_costs(graph, costs, stored, hardware), stored, "", 0, 0)
 
@@ -105,5 +106,7 @@ def _check_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
         raise ExportError(
-            f"onnx.checker refuses the model: {str(error).splitlines()[0]}", where=str(path)
+            f"onnx.checker refuses the model: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="This is an error of the exporter; please report it with the model.",
         ) from error

@@ -14,6 +14,8 @@ from torch import Tensor
 from passes.graph import Site
 
 Array = NDArray[np.generic]
+_LAYOUTS = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +65,54 @@ def locate(
     Returns:
         One entry per site that was found.
     """
-    sizes = {weight.numel() for weight in weights.values()}
+    sites = tuple(sites)
+    sizes = {weight.numel() for weight in weights.values()} | {site.size for site in sites}
+    multiplied = _multiplied(model)
     arrays = {
         item.name: numpy_helper.to_array(item)
         for item in model.graph.initializer
-        if int(np.prod(item.dims)) in sizes or (len(item.dims) == 3 and item.dims[0] == 2)
+        if item.name in multiplied
+        and (int(np.prod(item.dims)) in sizes or (len(item.dims) == 3 and item.dims[0] == 2))
     }
-    by_elements: dict[tuple[int, int, int], Stored] = {}
     found: dict[str, Stored] = {}
-    wanted = {site.name: weights[site.name] for site in sites}
     for site in sites:
-        weight = wanted[site.name]
         name = next((n for n in _path_names(site) if n in arrays), None)
-        if name is not None and arrays[name].shape == tuple(weight.shape):
+        weight = weights.get(site.name)
+        if name is not None and weight is not None and arrays[name].shape == tuple(weight.shape):
             found[site.name] = Stored(name, arrays[name], same_layout=True)
-    if len(found) < len(wanted):
-        by_elements = _by_elements(arrays)
+    missing = [site for site in sites if site.name in weights and site.name not in found]
+    by_elements = _by_elements(arrays) if missing else {}
+    for site in missing:
+        values = weights[site.name].detach().cpu().contiguous().numpy()
+        stored = by_elements.get(_digest(values))
+        if stored is not None:
+            same = stored.values.shape == values.shape and bool((stored.values == values).all())
+            found[site.name] = Stored(stored.name, stored.values, same, stored.part)
+    return found | _of_computed(sites, found, arrays)
+
+
+def _multiplied(model: onnx.ModelProto) -> set[str]:
+    """Names that a product or a convolution reads, also through a change of layout."""
+    names: set[str] = set()
+    for node in reversed(model.graph.node):
+        layout = node.op_type in _LAYOUTS and names & set(node.output)
+        if node.op_type in _PRODUCTS or layout:
+            names.update(node.input)
+    return names
+
+
+def _of_computed(
+    sites: tuple[Site, ...], found: Mapping[str, Stored], arrays: Mapping[str, Array]
+) -> dict[str, Stored]:
+    """Weights that are computed in forward are constants in the file; known by their size alone."""
+    taken = {stored.name for stored in found.values()}
+    free = {name: array for name, array in arrays.items() if name not in taken}
+    result: dict[str, Stored] = {}
     for site in sites:
-        if site.name not in found:
-            values = wanted[site.name].detach().cpu().contiguous().numpy()
-            stored = by_elements.get(_digest(values))
-            if stored is not None:
-                same = stored.values.shape == values.shape and bool((stored.values == values).all())
-                found[site.name] = Stored(stored.name, stored.values, same, stored.part)
-    return found
+        name = next((n for n, a in free.items() if a.size == site.size and site.computed), None)
+        if name is not None:
+            result[site.name] = Stored(name, free.pop(name), same_layout=False)
+    return result
 
 
 def _by_elements(arrays: Mapping[str, Array]) -> dict[tuple[int, int, int], Stored]:

@@ -37,9 +37,11 @@ def float_model(module: nn.Module, call: Call) -> onnx.ModelProto:
     example = at_batch(call, max(2, call.batch_size or 2))
     try:
         with _quiet(), torch.no_grad():
+            # A dict in the last place would be taken for keyword arguments.
+            last_is_dict = bool(example.args) and isinstance(example.args[-1], dict)
             program = torch.onnx.export(
                 module,
-                example.args,
+                (*example.args, {}) if last_is_dict else example.args,
                 kwargs=dict(example.kwargs),
                 dynamo=True,
                 opset_version=OPSET,
@@ -68,7 +70,7 @@ def at_batch(call: Call, size: int) -> Call:
         return call
 
     def resize(tensor: Tensor) -> Tensor:
-        if not tensor.dim():
+        if not call.batched(tensor):
             return tensor
         return tensor.detach()[torch.arange(size, device=tensor.device) % batch].contiguous()
 
@@ -82,7 +84,7 @@ def _dynamic_shapes(call: Call) -> Any:
     dimension = torch.export.Dim("batch")
 
     def spec(leaf: Any) -> Any:
-        return {0: dimension} if isinstance(leaf, Tensor) and leaf.dim() else None
+        return {0: dimension} if isinstance(leaf, Tensor) and call.batched(leaf) else None
 
     args = pytree.tree_map(spec, tuple(call.args))
     kwargs = pytree.tree_map(spec, dict(call.kwargs))
@@ -108,13 +110,15 @@ def _innermost(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter reports its progress and its own deprecations; neither is the user's."""
-    names = ("torch.onnx", "onnxscript", "torch.export")
+    names = ("torch.onnx", "onnxscript", "torch.export", "torch.fx", "torch._dynamo")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    sink = io.StringIO()
+    redirected = contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink)
+    with warnings.catch_warnings(), redirected[0], redirected[1]:
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:

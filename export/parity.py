@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from energy_model.errors import ExportError, ParityError
-from passes.inputs import Call, evaluating
+from passes.inputs import Call
+from passes.isolation import evaluating
 
 # Float kernels sum in another order; relative to the largest output.
 TOLERANCE = 1e-4
+_TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Parity:
     batch: int | None
 
 
-def open_session(path: Path | str) -> onnxruntime.InferenceSession:
-    """A session on the CPU whose idle threads do not spin.
+def open_session(path: Path | str, where: Path | str | None = None) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose idle threads do not spin; `where` names the file in an error.
 
     Raises:
         ExportError: ONNX Runtime refuses the file.
@@ -50,7 +53,9 @@ def open_session(path: Path | str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(
-            f"ONNX Runtime refuses the file: {error}".splitlines()[0], where=str(path)
+            f"ONNX Runtime refuses the file: {error}".splitlines()[0],
+            where=str(where or path),
+            remedy="Update onnxruntime, or export the part of the model that it supports.",
         ) from error
 
 
@@ -66,7 +71,11 @@ def _feed(session: onnxruntime.InferenceSession, call: Call) -> Mapping[str, Any
 
 
 def check_parity(
-    path: Path | str, module: nn.Module, call: Call, tolerance: float = TOLERANCE
+    path: Path | str,
+    module: nn.Module,
+    call: Call,
+    tolerance: float | None = None,
+    where: Path | str | None = None,
 ) -> Parity:
     """Run the file and the module on the same inputs and compare every output.
 
@@ -74,16 +83,22 @@ def check_parity(
         path: The ONNX file.
         module: The module that it must agree with; run in evaluation mode.
         call: Real inputs.
-        tolerance: Allowed error, relative to the largest output of torch.
+        tolerance: Allowed error, relative to the largest output of torch; by default 1e-4, more for
+            models in half precision.
+        where: The file to name in an error, if it is not `path`.
 
     Raises:
         ParityError: An output is further off than that, or has another shape.
     """
-    session = open_session(path)
+    session = open_session(path, where)
     with evaluating(module):
-        expected = [t for t in pytree.tree_leaves(call(module)) if isinstance(t, Tensor)]
+        expected = [t for t in pytree.tree_leaves(call.fresh()(module)) if isinstance(t, Tensor)]
+    if tolerance is None:
+        kinds = {p.dtype for p in module.parameters()}
+        tolerance = max([TOLERANCE, *(_TOLERANCES.get(kind, 0.0) for kind in kinds)])
     actual = [np.asarray(array) for array in session.run(None, dict(_feed(session, call)))]
-    return compare_outputs([t.cpu().numpy() for t in expected], actual, call, tolerance, str(path))
+    arrays = [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in expected]
+    return compare_outputs(arrays, actual, call, tolerance, str(where or path))
 
 
 def compare_outputs(
@@ -100,7 +115,8 @@ def compare_outputs(
     error, scale = 0.0, 0.0
     for x, y in zip(expected, actual, strict=True):
         if x.size:
-            difference = np.abs(x.astype(np.float64) - y.astype(np.float64))
+            with np.errstate(invalid="ignore"):  # infinity minus infinity
+                difference = np.abs(x.astype(np.float64) - y.astype(np.float64))
             # Equal infinities and NaN at the same place agree.
             difference[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
             error = max(error, float(np.nan_to_num(difference, nan=np.inf).max()))
@@ -118,6 +134,6 @@ def compare_outputs(
 
 def _top1(expected: list[Any], actual: list[Any]) -> float | None:
     for x, y in zip(expected, actual, strict=True):
-        if x.ndim == 2 and x.shape[1] > 1 and np.issubdtype(x.dtype, np.floating):
+        if x.ndim == 2 and len(x) and x.shape[1] > 1 and np.issubdtype(x.dtype, np.floating):
             return float((x.argmax(1) == y.argmax(1)).mean())
     return None

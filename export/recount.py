@@ -60,6 +60,8 @@ def recount_costs(
 def _row(site: Site, row: Cost, stored: Stored | None, hardware: Hardware) -> Cost:
     if stored is None:
         return row
+    if site.computed:
+        return row
     nonzeros = int(np.count_nonzero(stored.values))
     bits = stored.values.dtype.itemsize * 8
     return replace(row, nonzeros=nonzeros, bits=bits, energy=_energy(site, row, stored, hardware))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +37,16 @@ class Call:
 
     @property
     def batch_size(self) -> int | None:
-        """Size of the first dimension that the tensors share; `None` when they do not."""
-        sizes = {t.shape[0] for t in self.tensors() if t.dim() > 0}
-        return sizes.pop() if len(sizes) == 1 else None
+        """Size of the first dimension of the first tensor that has one; `None` without any."""
+        return next((t.shape[0] for t in self.tensors() if t.dim() > 0), None)
+
+    def batched(self, tensor: Tensor) -> bool:
+        """Whether a tensor's first dimension is the batch: its size is that of the first tensor."""
+        return tensor.dim() > 0 and tensor.shape[0] == self.batch_size
+
+    def fresh(self) -> Call:
+        """The same call on copies: a model may change its inputs in place."""
+        return self.map(torch.clone)
 
     def to(self, device: torch.device) -> Call:
         """Move every tensor to `device`."""
@@ -122,32 +128,13 @@ def one_sample(call: Call) -> Call:
     Costs are per sample and do not depend on values. Integers keep theirs: indices and lengths
     must stay valid.
     """
-    batch = call.batch_size
     generator = torch.Generator().manual_seed(0)
 
     def sample(tensor: Tensor) -> Tensor:
-        one = tensor[:1] if batch is not None and tensor.dim() else tensor
-        one = one.detach()
+        one = (tensor[:1] if call.batched(tensor) else tensor).detach()
         if not one.is_floating_point() or one.device.type == "meta":
-            return one
+            return one.clone()  # a model may change its inputs in place
         values = torch.randn(one.shape, generator=generator, dtype=torch.float32)
         return values.to(device=one.device, dtype=one.dtype)
 
     return call.map(sample)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode without gradients; every module's own flag is restored."""
-    flags = [(module, module.training) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, flag in flags:
-            module.training = flag

@@ -9,7 +9,9 @@ result.export("model.onnx")
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import Any as _Any
 
 import energy_model as _energy_model
 
@@ -55,6 +57,14 @@ from transform.storage import load  # noqa: E402
 from transform.training.config import Distill, TrainConfig  # noqa: E402
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> _Any:
+    """`transform.testing` is for authors of methods; it is imported when it is asked for."""
+    if name == "testing":
+        return _import_module("transform.testing")
+    raise AttributeError(f"module 'transform' has no attribute {name!r}")
+
 
 __all__ = [
     "ArgumentError",

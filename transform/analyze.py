@@ -13,7 +13,7 @@ from energy_model.hardware import Hardware, load_hardware
 from passes.analysis.costs import cost_table
 from passes.inputs import as_call
 from passes.tracing.trace import trace
-from transform.arguments import require_model
+from transform.require import require_model
 
 
 def analyze(

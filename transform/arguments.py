@@ -36,17 +36,6 @@ def require_defaults(**arguments: Any) -> None:
             )
 
 
-def require_model(model: Any) -> None:
-    """Raise unless `model` is a module with parameters."""
-    if not isinstance(model, nn.Module):
-        hint = " Call it first." if callable(model) else ""
-        raise ArgumentError(
-            f"{type(model).__name__} is not a torch.nn.Module",
-            where="model",
-            remedy=f"Pass the model itself.{hint}",
-        )
-
-
 def require_target(target: Any) -> None:
     """Raise for a target that nothing is measured on."""
     if target not in TARGETS:
@@ -63,6 +52,8 @@ def require_free(out: str | Path | None, resume: bool = False) -> Path | None:
     """
     if out is None:
         return None
+    if not isinstance(out, str | Path):
+        raise ArgumentError(f"{out!r} is no path", where="out", remedy="Pass a folder's name.")
     path = Path(out)
     if path.is_dir():
         found = {entry.name for entry in path.iterdir()}
@@ -119,7 +110,7 @@ def why_not_trained(model: nn.Module, data: Any, loss: Any) -> str:
 
 def require_seed(seed: Any) -> int:
     """The seed as an integer."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ArgumentError(f"{seed!r} is not a seed", where="seed", remedy="Pass an int from 0.")
     return seed
 
@@ -130,18 +121,23 @@ def find_device(model: nn.Module, device: str | torch.device | None) -> torch.de
     Raises:
         ArgumentError: The device is unknown or not available.
     """
-    if device is None:
-        first = next(chain(model.parameters(), model.buffers()), None)
-        return first.device if first is not None else torch.device("cpu")
+    first = next(chain(model.parameters(), model.buffers()), None)
+    own = first.device if first is not None else torch.device("cpu")
     try:
-        found = torch.device(device)
+        found = own if device is None else torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ArgumentError(
             f"{device!r} is not available: {str(error).splitlines()[0]}",
             where="device",
             remedy="Pass 'cpu', or a device that torch sees on this machine.",
         ) from error
+    if "meta" in (own.type, found.type):
+        raise ArgumentError(
+            "a model on the meta device has no weights to compress",
+            where="device",
+            remedy="Build it on a real device; `analyze` works on meta as well.",
+        )
     return found
 
 

@@ -19,6 +19,7 @@ from transform.choice import choose_method
 from transform.evaluate import Metric
 from transform.pipeline import Request, run
 from transform.progress import Mode, Progress
+from transform.require import require_model
 from transform.result import Compressed
 from transform.training.config import TrainConfig
 from transform.training.fit import Training
@@ -91,7 +92,7 @@ def compress(
         PreconditionError: The model has NaN weights or no weighted layer.
     """
     arguments.require_defaults(layers=layers)
-    arguments.require_model(model)
+    require_model(model)
     arguments.require_target(target)
     folder = arguments.require_free(out, resume)
     profile, asked = load_hardware(hardware), Budget.parse(budget)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from energy_model.errors import ArgumentError
-from passes.inputs import as_batch, evaluating
+from energy_model.errors import ArgumentError, CompressionError
+from passes.inputs import as_batch
+from passes.isolation import evaluating
 
 
 @runtime_checkable
@@ -60,7 +62,13 @@ def evaluate(
     total: float = 0
     value: float | None
     samples = 0
-    with evaluating(model):
+    if not isinstance(data, Iterable):
+        raise ArgumentError(
+            f"{type(data).__name__} is not iterable",
+            where="valid",
+            remedy="Pass an iterable of batches: a DataLoader or a list.",
+        )
+    with evaluating(model), _typed_errors():
         for item in data:
             batch = as_batch(model, item)
             if batch.targets is None:
@@ -82,6 +90,21 @@ def evaluate(
             "no batches", where="valid", remedy="Pass a list or a loader, not a spent generator."
         )
     return float(metric.compute()) if isinstance(metric, Accumulator) else total / samples
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Name the argument when the model or the metric fails on its data."""
+    try:
+        yield
+    except CompressionError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"the model or the metric fails on a batch: {type(error).__name__}: {error}",
+            where="valid",
+            remedy="Its batches must be such as the model takes, with targets for the metric.",
+        ) from error
 
 
 def _correct(outputs: Any, targets: Any) -> int | None:

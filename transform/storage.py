@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from energy_model.budget import Budget
@@ -21,12 +20,13 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.inputs import Call, one_sample
 from passes.methods.plan import Plan
-from passes.storage.atomic import json_bytes, read_json, write_file, write_folder
+from passes.storage.atomic import json_bytes, read_json, storage_errors, write_file, write_folder
 from passes.storage.graph_json import graph_from_json, graph_state, graph_to_json
 from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
 from passes.storage.tree import pack_tree, unpack_tree
 from passes.tracing.trace import trace
 from transform.certificate import Certificate
+from transform.require import require_model
 
 if TYPE_CHECKING:
     from transform.result import Compressed
@@ -37,6 +37,23 @@ VERSION = 1
 CHECKPOINTS = "checkpoints"
 _INDEX = "compressed.json"
 _EXAMPLE = "example:"
+_FIELDS: dict[str, type] = {
+    "class": str,
+    "training": dict,
+    "keys": list,
+    "method": str,
+    "config": dict,
+    "limits": list,
+    "certificate": dict,
+    "decisions": list,
+    "plan": dict,
+    "history": list,
+    "metrics": dict,
+    "costs": dict,
+    "weights_sha256": str,
+    "aliases": dict,
+    "example": dict,
+}
 
 
 def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
@@ -44,7 +61,10 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
     graph = result.graph
     tensors, aliases = _tensors(graph)
     example, structure = _example(graph.call)
-    with tempfile.TemporaryDirectory(prefix="transform-save-") as folder:
+    with (
+        storage_errors(directory),
+        tempfile.TemporaryDirectory(prefix="transform-save-") as folder,
+    ):
         weights = Path(folder) / "weights.safetensors"
         save_tensors(weights, tensors | example)
         description = _describe(result) | {
@@ -81,7 +101,8 @@ def _describe(result: Compressed) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "class": f"{type(result.model).__module__}.{type(result.model).__qualname__}",
-        "training": result.model.training,
+        "training": {path: module.training for path, module in result.model.named_modules()},
+        "keys": list(result.model.state_dict()),
         "method": result.method,
         "config": dict(result.config),
         "limits": [
@@ -162,13 +183,18 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
         )
     if description.pop("sha256", None) != _digest(description):
         raise _damaged(where, "compressed.json does not match its digest")
+    if model is not None:
+        require_model(model)
     weights = folder / "weights.safetensors"
+    for field, kind in _FIELDS.items():
+        if not isinstance(description.get(field), kind):
+            raise _damaged(where, f"{field!r} is {type(description.get(field)).__name__}")
     check_sha256(weights, description["weights_sha256"])
     try:
         return _restored(description, load_tensors(weights), model, where)
     except CompressionError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(where, f"{type(error).__name__}: {error}") from error
 
 
@@ -227,14 +253,19 @@ def _module(
         return graph_from_json(description["graph"], state)
     module = copy.deepcopy(model)
     full = state | {name: state[known] for name, known in aliases.items()}
-    wanted = module.state_dict()
-    try:
-        module.load_state_dict({k: v for k, v in full.items() if k in wanted})
-    except RuntimeError as error:
-        raise StorageError(
-            f"the saved weights do not fit {type(model).__name__}: {str(error).splitlines()[-1]}",
-            where=where,
-            remedy=f"Pass an instance of {description['class']} as it was compressed.",
-        ) from error
-    with torch.no_grad():
-        return module.train(description["training"])
+    why = "its state-dict keys are others"
+    if list(module.state_dict()) == description["keys"]:
+        try:
+            module.load_state_dict({key: full[key] for key in description["keys"]})
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1].strip()
+        else:
+            flags = description["training"]
+            for path, part in module.named_modules():
+                part.training = flags.get(path, flags[""])
+            return module
+    raise StorageError(
+        f"the saved weights do not fit {type(model).__name__}: {why}",
+        where=where,
+        remedy=f"Pass an instance of {description['class']} as it was compressed.",
+    )

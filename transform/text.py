@@ -22,4 +22,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 118
     console.print(grid)
     stream = console.file
     assert isinstance(stream, StringIO)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())

@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 
 from energy_model.errors import UnsupportedLayer
 from passes.graph import ModelGraph
-from passes.inputs import evaluating, one_sample
+from passes.inputs import one_sample
+from passes.isolation import evaluating
+from passes.tracing.symbolic import placeholder_values
 
 
 class _Liveness(Interpreter):
@@ -59,15 +61,5 @@ def peak_activation_bytes(graph: ModelGraph) -> int:
     sample = one_sample(graph.call)
     with evaluating(graph.module), evaluating(graph.graph_module):
         runner = _Liveness(graph.graph_module)
-        runner.run(*placeholder_values(graph.graph_module, sample.args, sample.kwargs))
+        runner.run(*placeholder_values(graph.graph_module, sample))
     return runner.peak
-
-
-def placeholder_values(module: torch.fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
-    """Arguments in the order of the graph's placeholders."""
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    named = dict(kwargs)
-    return [
-        args[i] if i < len(args) else named.get(str(node.target))
-        for i, node in enumerate(placeholders)
-    ]

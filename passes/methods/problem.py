@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from energy_model.cost import CostTable
-from energy_model.errors import InfeasibleBudget
+from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.graph import ModelGraph, Site
 from passes.projection.ladder import Ladder, build_ladder
@@ -70,6 +70,13 @@ def build_problem(
         PreconditionError: A weight is not finite.
     """
     sites = graph.compressible
+    if not sites:
+        raise PreconditionError(
+            "every weight is computed in forward (weight normalisation or the like), so that none "
+            "can be compressed",
+            where=type(graph.module).__name__,
+            remedy="Merge the reparametrization first: remove_parametrizations(layer, 'weight').",
+        )
     weights = tuple(graph.weight(site) for site in sites)
     histograms = tuple(histogram(w, s.name) for w, s in zip(weights, sites, strict=True))
     minimums = tuple(

@@ -125,6 +125,8 @@ def _crossing(
     groups: _Groups, by: NDArray[np.float64], capacities: NDArray[np.int64]
 ) -> int | None:
     """Index of the first group, in descending order of `by`, at which a limit is exceeded."""
+    if not len(by):
+        return None
     order = np.argsort(-by, kind="stable")
     total: NDArray[np.int64] = np.cumsum(groups.charges[order], axis=0)
     over: NDArray[np.bool_] = np.any(total > capacities, axis=1)

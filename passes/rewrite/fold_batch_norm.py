@@ -14,7 +14,7 @@ _FOLDABLE = (*_CONVS, *_TRANSPOSED, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_batch_norms(module: GraphModule) -> list[str]:
+def fold_batch_norms(module: GraphModule, flat: frozenset[str] = frozenset()) -> list[str]:
     """Fold every batch norm whose input is a layer that nothing else reads.
 
     The graph computes the same function in evaluation mode. Zeros stay zeros: a whole output
@@ -22,6 +22,8 @@ def fold_batch_norms(module: GraphModule) -> list[str]:
 
     Args:
         module: A traced model in evaluation mode.
+        flat: Paths of the linear layers whose output has two dimensions; a norm over the tokens of
+            any other is not one over its features.
 
     Returns:
         Paths of the norms that were folded.
@@ -31,9 +33,15 @@ def fold_batch_norms(module: GraphModule) -> list[str]:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
     folded = []
+    read = _read_directly(module)
     for node in list(module.graph.nodes):
         layer_node = _foldable_input(module, node, calls)
         if layer_node is None:
+            continue
+        weight = _submodule(module, layer_node).weight
+        if weight.dim() == 2 and str(layer_node.target) not in flat:
+            continue
+        if weight.untyped_storage().data_ptr() in read:
             continue
         layer, norm = _submodule(module, layer_node), _submodule(module, node)
         _fold(layer, norm)
@@ -43,6 +51,19 @@ def fold_batch_norms(module: GraphModule) -> list[str]:
     module.graph.lint()
     module.recompile()
     return folded
+
+
+def _read_directly(module: GraphModule) -> set[int]:
+    """Storages that the graph reads without calling the layer that holds them."""
+    found = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = module
+            for name in str(node.target).split("."):
+                value = getattr(value, name)
+            if isinstance(value, Tensor):
+                found.add(value.untyped_storage().data_ptr())
+    return found
 
 
 def _submodule(module: GraphModule, node: Node) -> Any:
@@ -58,9 +79,6 @@ def _foldable_input(module: GraphModule, node: Node, calls: dict[str, int]) -> N
     layer, norm = _submodule(module, source), _submodule(module, node)
     once = calls[str(source.target)] == 1
     fits = type(layer) in _FOLDABLE and norm.running_mean is not None
-    # A norm over the tokens of a linear layer's output is not one over its features.
-    if isinstance(layer, nn.Linear) and norm.num_features != layer.out_features:
-        return None
     tied = fits and any(
         p is layer.weight
         for path, other in module.named_modules()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from energy_model.errors import CompressionError
 from passes.graph import ModelGraph, Site
-from passes.inputs import evaluating
+from passes.isolation import evaluating
 from passes.rewrite.fold_batch_norm import fold_batch_norms
 from passes.tracing.symbolic import graph_module, trace_mode
 
@@ -45,11 +45,17 @@ def freeze(graph: ModelGraph) -> Frozen:
             traced = trace_mode(model, graph.call, graph.leaves)
         if traced.graph is not None:
             traced_module = graph_module(model, traced)
-            folded = fold_batch_norms(traced_module)
+            folded = fold_batch_norms(traced_module, _flat(graph))
             module = traced_module
     copied = ModelGraph(model, None, graph.call, graph.sites)
     weights = {site.name: _weight(copied, site) for site in graph.compressible}
     return Frozen(module.eval(), weights, tuple(folded))
+
+
+def _flat(graph: ModelGraph) -> frozenset[str]:
+    """Layers that are only ever applied to one position a sample."""
+    flat = (s for s in graph.sites if all(use.shape.positions == 1 for use in s.uses))
+    return frozenset(path for site in flat for path, _ in site.owners)
 
 
 def _weight(graph: ModelGraph, site: Site) -> Tensor:

@@ -36,7 +36,7 @@ def write_folder(path: Path, files: Mapping[str, Content]) -> None:
     _check_free(path)
     for name in files:
         _check_name(name, path)
-    with _storage_errors(path), _temporary_beside(path) as temporary:
+    with storage_errors(path), _temporary_beside(path) as temporary:
         temporary.mkdir()
         for name, content in files.items():
             target = temporary / name
@@ -59,7 +59,7 @@ def write_file(path: Path, data: Content) -> None:
         StorageError: If the path is a folder or the disk refuses.
     """
     path = Path(path)
-    with _storage_errors(path), _temporary_beside(path) as temporary:
+    with storage_errors(path), _temporary_beside(path) as temporary:
         _write_content(temporary, data)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -180,7 +180,8 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` (disk full, permission) into a `StorageError` that names `path`."""
     try:
         yield
     except OSError as error:

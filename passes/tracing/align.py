@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -33,10 +34,13 @@ class Mismatch:
     """The two graphs differ in structure.
 
     Attributes:
-        path: The innermost module that holds all of the difference; empty for the model itself.
+        index: Position of the first node that differs.
+        suspects: Modules of which one behaves differently in the two modes, innermost first; the
+            last one is the innermost that holds both of the differing nodes (empty: the model).
     """
 
-    path: str
+    index: int
+    suspects: tuple[str, ...]
 
 
 def _flat(node: Node) -> tuple[list[Any], Any]:
@@ -70,14 +74,14 @@ def _compare(
     return found
 
 
-def _common(stacks: list[list[str]]) -> str:
-    """The innermost module that all stacks of running modules share."""
-    shared = ""
-    for column in zip(*stacks, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared = column[0]
-    return shared
+def _suspects(a: Node | None, b: Node | None) -> tuple[str, ...]:
+    """Whose `forward` may be the cause when `a` stands where the other mode has `b`."""
+    left, right = (owners(node) if node is not None else [""] for node in (a, b))
+    shared = 0
+    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
+        shared += 1
+    inner = sorted({*left[shared:], *right[shared:]}, key=lambda path: -path.count("."))
+    return (*inner, left[shared - 1])
 
 
 def compare(evaluation: Trace, training: Trace) -> list[Difference] | Mismatch:
@@ -87,27 +91,18 @@ def compare(evaluation: Trace, training: Trace) -> list[Difference] | Mismatch:
         The constants that differ, or the module whose structure differs.
     """
     if evaluation.graph is None or training.graph is None:
-        return Mismatch("")
+        return Mismatch(0, ("",))
     traces = (evaluation, training)
-    left, right = list(evaluation.graph.nodes), list(training.graph.nodes)
     names: dict[Node, Node] = {}
     differences: list[Difference] = []
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        found = _compare(a, b, names, traces)
+    pairs = zip_longest(evaluation.graph.nodes, training.graph.nodes)
+    for index, (a, b) in enumerate(pairs):
+        found = _compare(a, b, names, traces) if a is not None and b is not None else None
         if found is None:
-            return Mismatch(_differing_module(left[index:], right[index:]))
+            return Mismatch(index, _suspects(a, b))
         names[b] = a
         differences.extend(found)
-    if len(left) != len(right):
-        return Mismatch("")
     return differences
-
-
-def _differing_module(left: list[Node], right: list[Node]) -> str:
-    """The common owner of what remains once equal tails are cut off."""
-    while left and right and (left[-1].op, left[-1].target) == (right[-1].op, right[-1].target):
-        left, right = left[:-1], right[:-1]
-    return _common([owners(node) for node in (*left, *right)])
 
 
 def insert_modes(module: GraphModule, differences: list[Difference]) -> None:

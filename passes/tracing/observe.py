@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from energy_model.shapes import LayerShape
@@ -24,12 +25,12 @@ from energy_model.shapes import LayerShape
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One observed product of activations and a tensor that may be a weight.
+    """One observed product of activations and a weight.
 
     Attributes:
         shape: Geometry of one repetition.
         count: Repetitions within one inference.
-        weight: The weight operand.
+        weight: The weight operand; when that is a rearranged copy of a parameter, the parameter.
         module: Path of the innermost module that was running.
     """
 
@@ -47,13 +48,35 @@ class _Pad:
     amounts: tuple[tuple[int, int], ...]
 
 
+@dataclass
+class _Derived:
+    """A tensor computed from parameters alone.
+
+    Attributes:
+        tensor: Kept alive, so that its storage is not given to another tensor.
+        origin: The parameter of which it is a rearranged copy; `None` when values changed.
+    """
+
+    tensor: Tensor
+    origin: Tensor | None
+
+
+# Copies that keep every element.
+_COPIES = frozenset({"clone", "_to_copy", "contiguous", "_unsafe_view", "reshape"})
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the products of one forward pass."""
 
-    def __init__(self, storages: frozenset[int], layers: frozenset[str]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.storages = storages
-        self.layers = layers
+        self.parameters = {_storage(p): p for p in parameters}
+        self.buffers = frozenset(_storage(b) for b in buffers)
+        self.derived: dict[int, _Derived] = {}
         self.products: list[Product] = []
         self.stack: list[str] = [""]
         self.pad: _Pad | None = None
@@ -62,22 +85,58 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        rule = _RULES.get(func._overloadpacket.__name__)
+        name = func._overloadpacket.__name__
+        rule = _RULES.get(name)
         if rule is not None:
-            rule(self, args, output)
+            # What a parametrization computes is no part of the network.
+            if "parametrizations" not in self.stack[-1]:
+                rule(self, args, output)
+        else:
+            self._derive(name, args, output)
         return output
 
-    def is_weight(self, tensor: Tensor) -> bool:
-        """Whether the tensor is a parameter or a view of one."""
-        return tensor.untyped_storage()._cdata in self.storages
+    def _derive(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+        """Note outputs that depend on parameters and constants alone."""
+        inputs = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        if not any(self.is_weight(t) for t in inputs):
+            return
+        if not all(self.is_weight(t) or t.dim() == 0 or self.is_constant(t) for t in inputs):
+            return
+        for tensor in pytree.tree_leaves(output):
+            if isinstance(tensor, Tensor) and not self.is_weight(tensor):
+                origin = None
+                if name in _COPIES and len(inputs) == 1 and inputs[0].numel() == tensor.numel():
+                    origin = self.origin(inputs[0])
+                self.derived[_storage(tensor)] = _Derived(tensor, origin)
 
-    def may_be_weight(self, tensor: Tensor) -> bool:
-        """Whether the tensor is a parameter, or was computed from one by the running layer."""
-        return self.is_weight(tensor) or self.stack[-1] in self.layers
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a buffer of the model."""
+        return _storage(tensor) in self.buffers
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a parameter, or a view of one."""
+        return _storage(tensor) in self.parameters
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a parameter, or was computed from parameters alone."""
+        return self.is_parameter(tensor) or _storage(tensor) in self.derived
+
+    def origin(self, tensor: Tensor) -> Tensor | None:
+        """The parameter that holds all of the tensor's elements; `None` if there is none."""
+        key = _storage(tensor)
+        if key in self.derived:
+            return self.derived[key].origin
+        parameter = self.parameters.get(key)
+        whole = parameter is not None and parameter.numel() == tensor.numel()
+        return parameter if whole else None
 
     def add(self, shape: LayerShape, weight: Tensor, count: int = 1) -> None:
         """Record one product."""
-        self.products.append(Product(shape, count, weight, self.stack[-1]))
+        known = weight
+        if not self.is_parameter(weight):
+            origin = self.origin(weight)
+            known = weight if origin is None else origin
+        self.products.append(Product(shape, count, known, self.stack[-1]))
 
 
 def _pad(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
@@ -93,7 +152,7 @@ def _convolution(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> No
     x, weight, _, stride, padding, dilation, transposed, _, groups = args[:9]
     pairs = tuple((p, p) for p in padding)
     size = tuple(x.shape[2:])
-    pad, watcher.pad = watcher.pad, None
+    pad = watcher.pad
     if pad is not None and pad.output is x and not transposed:
         pairs = tuple((p + a, p + b) for p, (a, b) in zip(padding, pad.amounts, strict=True))
         size = tuple(n - a - b for n, (a, b) in zip(size, pad.amounts, strict=True))
@@ -112,14 +171,28 @@ def _convolution(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> No
     watcher.add(shape, weight, count=x.shape[0])
 
 
+def _weight_first(watcher: _Watcher, left: Tensor, right: Tensor) -> bool | None:
+    """Whether the left operand is the weight; `None` when neither is.
+
+    Of two parameters, or two tensors computed from parameters, the right one is.
+    """
+    for known in (watcher.is_parameter, watcher.is_weight):
+        if known(right):
+            return False
+        if known(left):
+            return True
+    return None
+
+
 def _product(watcher: _Watcher, left: Tensor, right: Tensor) -> None:
     """`left @ right`, either of which may be the weight."""
-    if watcher.is_weight(left) and not watcher.is_weight(right):
-        rows, inner = left.shape
-        watcher.add(LayerShape.linear(inner, rows, right.shape[1]), left)
-    elif watcher.may_be_weight(right):
-        inner, columns = right.shape
-        watcher.add(LayerShape.linear(inner, columns, left.shape[0]), right)
+    first = _weight_first(watcher, left, right)
+    if first is None or not (left.numel() and right.numel()):
+        return
+    if first:
+        watcher.add(LayerShape.linear(left.shape[1], left.shape[0], right.shape[1]), left)
+    else:
+        watcher.add(LayerShape.linear(right.shape[0], right.shape[1], left.shape[0]), right)
 
 
 def _mm(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
@@ -127,21 +200,31 @@ def _mm(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _mv(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
-    _product(watcher, args[-2], args[-1].unsqueeze(1))
+    if not watcher.is_constant(args[-1]):  # the power iteration of a spectral norm
+        _product(watcher, args[-2], args[-1].unsqueeze(1))
 
 
 def _bmm(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
     left, right = args[-2], args[-1]
-    if watcher.is_weight(left) and not watcher.is_weight(right):
-        left, right = right.transpose(1, 2), left.transpose(1, 2)
-    if not watcher.may_be_weight(right):
+    first = _weight_first(watcher, left, right)
+    if first is None or not (left.numel() and right.numel()):
         return
+    if first:
+        left, right = right.transpose(1, 2), left.transpose(1, 2)
     groups, inner, columns = right.shape
     if right.stride(0) == 0 and groups > 1:  # one weight, expanded over the batch
         watcher.add(LayerShape.linear(inner, columns, groups * left.shape[1]), right[0])
     else:
         shape = LayerShape.linear(groups * inner, groups * columns, left.shape[1], groups=groups)
         watcher.add(shape, right)
+
+
+def _trilinear(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
+    """`nn.Bilinear`, weight `(out, in1, in2)`: a linear layer on the products of its inputs."""
+    x, weight = args[0], args[1]
+    if watcher.is_weight(weight) and weight.dim() == 3 and x.numel():
+        outputs, first, second = weight.shape
+        watcher.add(LayerShape.linear(first * second, outputs, x.shape[0]), weight)
 
 
 def _fused_rnn(watcher: _Watcher, args: tuple[Any, ...], output: Any) -> None:
@@ -165,6 +248,7 @@ _RULES: dict[str, Callable[[_Watcher, tuple[Any, ...], Any], None]] = {
     "bmm": _bmm,
     "baddbmm": _bmm,
     "mkldnn_rnn_layer": _fused_rnn,
+    "_trilinear": _trilinear,
 }
 
 
@@ -199,6 +283,8 @@ def _module_paths(model: nn.Module, stack: list[str], calls: Counter[str]) -> An
         stack.pop()
 
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks
         handles.append(module.register_forward_pre_hook(enter(path)))
         handles.append(module.register_forward_hook(leave))
     try:
@@ -218,9 +304,7 @@ def observe(
         run: Calls the model on its example.
         parameters: The tensors that count as weights.
     """
-    storages = frozenset(p.untyped_storage()._cdata for p in parameters)
-    linear = (path for path, module in model.named_modules() if isinstance(module, nn.Linear))
-    watcher = _Watcher(storages, frozenset(linear))
+    watcher = _Watcher(parameters, model.buffers())
     result = Observation(None, watcher.products)
     # Recurrent layers must decompose into products, also on a GPU.
     with (

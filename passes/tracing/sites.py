@@ -77,17 +77,16 @@ class _Builder:
 
     def add(self, product: Product) -> None:
         held = self._find(product.weight)
-        if held is not None and held.tensor.is_contiguous():
-            draft = self._of_parameter(held, product)
-        else:
-            draft = self._computed(product)
+        draft = self._computed(product) if held is None else self._of_parameter(held, product)
         draft.uses[product.shape] = draft.uses.get(product.shape, 0) + product.count
 
     def _of_parameter(self, held: _Held, product: Product) -> _Draft:
         start, span, dense = _extent(product.weight)
         start -= int(held.tensor.storage_offset())
         notes = []
-        if not dense or (product.shape.weights != span):
+        whole = dense and span == held.tensor.numel()
+        part = dense and held.tensor.is_contiguous()
+        if not (whole or part) or product.shape.weights != span:
             start, span = 0, held.tensor.numel()
             notes.append("used through a strided view; charged as a whole")
         whole = span == held.tensor.numel()
@@ -148,7 +147,8 @@ def build_sites(
     builder = _Builder(model)
     for product in products:
         builder.add(product)
-    sites = []
+    sites: list[Site] = []
+    taken: set[str] = set()
     for draft in _merge_overlaps(list(builder.drafts.values())):
         uses = tuple(Use(shape, count) for shape, count in draft.uses.items())
         calls = sum(use.count for use in uses)
@@ -158,9 +158,14 @@ def build_sites(
         leaf = next((leaf for leaf in leaves if _inside(draft, leaf.path)), None)
         if leaf is not None:
             notes.append(f"inside opaque leaf {leaf.path or '(the whole model)'}")
+        name, number = draft.name, 1
+        while name in taken:
+            number += 1
+            name = f"{draft.name}#{number}"
+        taken.add(name)
         sites.append(
             Site(
-                draft.name,
+                name,
                 draft.owners,
                 draft.start,
                 draft.size,

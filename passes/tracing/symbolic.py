@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 
 from passes.graph import Leaf
 from passes.inputs import Call
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 class _Tracer(Tracer):
@@ -74,36 +77,38 @@ def _clean_root(model: nn.Module) -> Iterator[dict[str, Tensor]]:
                     constants[name] = value
 
 
-def _unbound(model: nn.Module, call: Call) -> dict[str, Any]:
-    """Arguments of `forward` that the call leaves at their default."""
+def _fixed(model: nn.Module, call: Call) -> tuple[dict[str, Any], frozenset[str]]:
+    """Arguments that are no tensors: those given, and those left at their default.
+
+    Returns:
+        Their values by name, and which of them the call leaves out.
+    """
     signature = inspect.signature(model.forward)
     bound = signature.bind(*call.args, **call.kwargs)
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in bound.arguments and parameter.kind not in kinds
-    }
+    named = {n: p for n, p in signature.parameters.items() if p.kind not in kinds}
+    absent = {n: p.default for n, p in named.items() if n not in bound.arguments}
+    plain = bool | int | float | None
+    given = {n: v for n, v in bound.arguments.items() if n in named and isinstance(v, plain)}
+    return absent | given, frozenset(absent)
 
 
-def _drop_unbound(graph: Graph, unbound: Mapping[str, Any]) -> None:
-    """Remove the placeholders and assertions that fx leaves for arguments with a default.
-
-    The placeholder must be the last one to go: an argument that the graph uses is given its value.
-    """
+def _tidy(graph: Graph, fixed: Mapping[str, Any], absent: frozenset[str]) -> None:
+    """Remove what fx leaves for fixed arguments: assertions, and placeholders of absent ones."""
     for node in list(graph.nodes):
-        if node.op != "placeholder" or not _names(node, unbound):
+        if node.op != "placeholder":
+            continue
+        name = str(node.target)
+        stem = name if name in fixed else name.rsplit("_", 1)[0]
+        if stem not in fixed:
             continue
         for user in list(node.users):
             _erase_assertion(graph, user)
-        if not node.users:
+        if stem in absent and not node.users:
             graph.erase_node(node)
+        else:
+            node.target = stem  # the name by which a caller passes it
     graph.set_codegen(torch.fx.graph.CodeGen())
-
-
-def _names(node: Node, unbound: Mapping[str, Any]) -> bool:
-    stem = str(node.target).rsplit("_", 1)[0]
-    return node.target in unbound or stem in unbound
 
 
 def _erase_assertion(graph: Graph, node: Node) -> None:
@@ -124,8 +129,10 @@ def user_location(error: BaseException, model: nn.Module) -> str:
 
 
 def _source(module: nn.Module) -> str:
-    code: CodeType | None = getattr(type(module).forward, "__code__", None)
-    return code.co_filename if code is not None else ""
+    forward = getattr(type(module), "forward", None)  # a scripted module has none
+    code: CodeType | None = getattr(forward, "__code__", None)
+    file = code.co_filename if code is not None else ""
+    return "" if file.startswith(_TORCH) else file
 
 
 def reason(error: BaseException, model: nn.Module) -> str:
@@ -155,11 +162,11 @@ def trace_mode(
     for _ in range(attempts):
         tracer = _Tracer(frozenset(leaves))
         try:
-            unbound = _unbound(model, call)
+            fixed, absent = _fixed(model, call)
             with _clean_root(model) as constants:
-                graph = tracer.trace(model, concrete_args=unbound or None)
-            if unbound:
-                _drop_unbound(graph, unbound)
+                graph = tracer.trace(model, concrete_args=fixed or None)
+            if fixed:
+                _tidy(graph, fixed, absent)
         except Exception as error:
             path = tracer.running[-1]
             leaves[path] = Leaf(path, reason(error, model))
@@ -182,6 +189,24 @@ def owners(node: Node) -> list[str]:
 def owner(node: Node) -> str:
     """Path of the innermost module whose `forward` made the node; empty for the model itself."""
     return owners(node)[-1]
+
+
+def placeholder_values(module: GraphModule, call: Call) -> list[Any]:
+    """The call's arguments in the order of the graph's inputs; `*args` takes the rest."""
+    values: list[Any] = []
+    rest = list(call.args)
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = str(node.target)
+        if name.startswith("*"):
+            values.extend(rest)
+            rest = []
+        elif rest:
+            values.append(rest.pop(0))
+        else:
+            values.append(call.kwargs.get(name))
+    return values
 
 
 def graph_module(model: nn.Module, trace: Trace) -> GraphModule:

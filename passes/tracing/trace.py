@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from energy_model.errors import PreconditionError, TraceError
 from passes.graph import Decision, Leaf, ModelGraph
-from passes.inputs import Call, evaluating, one_sample
+from passes.inputs import Call, one_sample
+from passes.isolation import evaluating, untouched
 from passes.tracing.align import Mismatch, compare, insert_modes
 from passes.tracing.observe import Observation, Product, observe
 from passes.tracing.sites import build_sites, held_parameters
@@ -21,6 +22,7 @@ from passes.tracing.symbolic import (
     follow_flags,
     graph_module,
     owner,
+    placeholder_values,
     reason,
     trace_mode,
     user_location,
@@ -62,7 +64,7 @@ def trace(model: nn.Module, call: Call, *, train: bool = True) -> ModelGraph:
         TraceError: The model itself fails on the example.
         PreconditionError: The model has no weighted layer.
     """
-    with evaluating(model):
+    with untouched(model), evaluating(model):
         sample, observation = _observe(model, call)
         evaluation = _evaluation_graph(model, sample, observation.output)
     decisions: list[Decision] = []
@@ -90,14 +92,14 @@ def _observe(model: nn.Module, call: Call) -> tuple[Call, Observation]:
     sample = one_sample(call)
     torch.manual_seed(0)  # inside a fork of the random state
     try:
-        return sample, observe(model, sample, parameters)
+        return sample, observe(model, sample.fresh(), parameters)
     except Exception as error:
         batch = call.batch_size or 1
         if batch == 1:
             raise _run_failed(model, call, error) from error
     torch.manual_seed(0)
     try:
-        observation = observe(model, call, parameters)
+        observation = observe(model, call.fresh(), parameters)
     except Exception as error:
         raise _run_failed(model, call, error) from error
     observation.products[:] = [_divided(p, batch) for p in observation.products]
@@ -141,15 +143,9 @@ def _evaluation_graph(model: nn.Module, sample: Call, expected: Any) -> Trace:
 
 def _check(model: nn.Module, module: GraphModule, sample: Call, expected: Any) -> Leaf | None:
     """The leaf that must become opaque for the graph to equal the model; `None` if it does."""
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    named = dict(sample.kwargs)
-    args = [
-        sample.args[i] if i < len(sample.args) else named.get(str(node.target))
-        for i, node in enumerate(placeholders)
-    ]
     torch.manual_seed(0)
     try:
-        output = _Checked(module).run(*args)
+        output = _Checked(module).run(*placeholder_values(module, sample.fresh()))
     except _NodeError as failure:
         return Leaf(owner(failure.node), reason(failure.error, model))
     if not equal_outputs(output, expected):
@@ -167,7 +163,13 @@ def equal_outputs(a: Any, b: Any) -> bool:
         return list(a) == list(b) and all(equal_outputs(a[key], b[key]) for key in a)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(equal_outputs, a, b))
-    return bool(a == b)
+    if is_dataclass(a) and type(a) is type(b):
+        names = [field.name for field in fields(a)]
+        return all(equal_outputs(getattr(a, n), getattr(b, n)) for n in names)
+    try:
+        return bool(a == b)
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def _both_modes(
@@ -185,16 +187,33 @@ def _both_modes(
             insert_modes(module, found)
             follow_flags(module, model)
             return evaluation, module
-        if not found.path or found.path in {leaf.path for leaf in evaluation.leaves}:
+        further = _with_suspect(model, sample, evaluation, found)
+        if further is None:
             why = "the graph of the training mode differs in the model's own forward"
             decisions.append(Decision("", "traced in evaluation mode only", why))
             return evaluation, module
-        leaf = Leaf(found.path, "its structure differs between training and evaluation mode")
-        evaluation = _traced(model, sample, (*evaluation.leaves, leaf), train=False)
+        evaluation = further
     return evaluation, None
 
 
+def _with_suspect(
+    model: nn.Module, sample: Call, evaluation: Trace, mismatch: Mismatch
+) -> Trace | None:
+    """Trace with the innermost suspect opaque that brings the two modes closer; `None` if none."""
+    known = {leaf.path for leaf in evaluation.leaves}
+    for path in mismatch.suspects:
+        if not path or path in known:
+            continue
+        leaf = Leaf(path, "its structure differs between training and evaluation mode")
+        candidate = _traced(model, sample, (*evaluation.leaves, leaf), train=False)
+        training = _traced(model, sample, candidate.leaves, train=True)
+        found = compare(candidate, training)
+        if not isinstance(found, Mismatch) or found.index > mismatch.index:
+            return candidate
+    return None
+
+
 def _traced(model: nn.Module, sample: Call, leaves: tuple[Leaf, ...], *, train: bool) -> Trace:
-    with evaluating(model):
+    with untouched(model), evaluating(model):
         model.train(train)
         return trace_mode(model, sample, leaves)

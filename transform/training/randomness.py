@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from passes.isolation import preserved_random_state
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
@@ -17,17 +19,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Dropout and most data loaders draw from the global generators, so a run must own them.
     """
-    devices = [device] if device.type == "cuda" else []
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices):
+    with preserved_random_state(device):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 -- a user's transforms may draw from it
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+        yield
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bench.zoo.data.cache import cached_array
 from bench.zoo.data.images import in_memory, resize_images
-from bench.zoo.data.source import Labelled, Source, missing
+from bench.zoo.data.source import Labelled, Source, missing, torchvision_class
 from bench.zoo.data.spec import DataSpec
 from energy_model.errors import StorageError
 
@@ -26,10 +26,9 @@ def load_cifar(spec: DataSpec, root: Path) -> Source:
 
     Raises:
         StorageError: The files are missing or damaged.
+        CompressionError: torchvision is not installed.
     """
-    from torchvision import datasets
-
-    dataset = getattr(datasets, spec.name.upper())
+    dataset = torchvision_class(spec.name.upper())
     folder = next(
         (place for place in (root, root / spec.name) if (place / dataset.base_folder).is_dir()),
         root,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.zoo.data.images import FileImages
-from bench.zoo.data.source import Labelled, Source, missing
+from bench.zoo.data.source import Labelled, Source, missing, torchvision_class
 from bench.zoo.data.spec import DataSpec
 from energy_model.errors import CompressionError, StorageError
 
@@ -27,6 +27,7 @@ def load_folder(spec: DataSpec, root: Path) -> Source:
 
     Raises:
         StorageError: No such folder, an empty class, or classes that differ.
+        CompressionError: torchvision is not installed.
     """
     folder = root / spec.argument
     if not folder.is_dir():
@@ -49,10 +50,9 @@ def load_folder(spec: DataSpec, root: Path) -> Source:
 
 
 def _read_folder(folder: Path, spec: DataSpec) -> tuple[list[str], Labelled]:
-    from torchvision.datasets import ImageFolder
-
+    image_folder = torchvision_class("ImageFolder")
     try:
-        found = ImageFolder(str(folder))
+        found = image_folder(str(folder))
     except FileNotFoundError as error:
         get = f"Put one folder per class there, each with images ({error})."
         raise missing("a folder of images by class", folder, get) from error
@@ -65,14 +65,13 @@ def load_flowers(spec: DataSpec, root: Path) -> Source:
 
     Raises:
         StorageError: The files are missing or damaged.
-        CompressionError: scipy, which reads the list of the parts, is not installed.
+        CompressionError: torchvision, or scipy, which reads the list of the parts, is not there.
     """
-    from torchvision.datasets import Flowers102
-
+    flowers = torchvision_class("Flowers102")
     parts = []
     for split in ("train", "test", "val"):
         try:
-            part = Flowers102(str(root), split=split, download=False)
+            part = flowers(str(root), split=split, download=False)
         except ModuleNotFoundError as error:
             raise CompressionError(
                 f"flowers102 needs {error.name}", remedy="Install the extra `demo`."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.zoo.data.images import in_memory, resize_images
-from bench.zoo.data.source import Labelled, Source, missing
+from bench.zoo.data.source import Labelled, Source, missing, torchvision_class
 from bench.zoo.data.spec import DataSpec
 from energy_model.errors import StorageError
 
@@ -37,16 +38,15 @@ def load_mnist(spec: DataSpec, root: Path) -> Source:
 
     Raises:
         StorageError: A file is missing or damaged.
+        CompressionError: torchvision is not installed.
     """
-    from torchvision import datasets
-
     name = _CLASSES[spec.name]
     folder = (root / "ci" if spec.ci else root) / name / "raw"
     get = f"`torchvision.datasets.{name}(ROOT, download=True)` fetches it."
     # The ci subset is another set of files, with no checksums of torchvision's.
     parts = [
         _read(folder, file, None if spec.ci else md5, f"{name} ({file})", get)
-        for file, md5 in getattr(datasets, name).resources
+        for file, md5 in torchvision_class(name).resources
     ]
     train, test = (
         _labelled(images, labels, spec, folder)
@@ -93,8 +93,9 @@ def read_idx(data: bytes, where: Path) -> NDArray[np.uint8]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UINT8:
         raise _damaged(where, "it is no idx file of bytes")
     start = 4 + 4 * data[3]
-    shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
-    if len(shape) != data[3] or len(data) - start != np.prod(shape, dtype=np.int64):
+    header = data[4:start] if len(data) >= start else b""
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+    if len(shape) != data[3] or len(data) - start != math.prod(shape):
         raise _damaged(where, "its length is not what its header says")
     # A copy, because a tensor over read-only bytes would be writable.
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

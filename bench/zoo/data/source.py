@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.zoo.data.images import Images
-from energy_model.errors import StorageError
+from energy_model.errors import CompressionError, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class Source:
     normalize: str | None
     valid: Labelled | None = None
     note: str = ""
+
+
+def torchvision_class(name: str) -> Any:
+    """A class of `torchvision.datasets`, imported when a data set needs it.
+
+    Raises:
+        CompressionError: torchvision is not installed.
+    """
+    try:
+        return getattr(importlib.import_module("torchvision.datasets"), name)
+    except ModuleNotFoundError as error:
+        raise CompressionError(
+            f"the data set {name} needs {error.name}",
+            remedy="Install the torchvision that belongs to your torch, without its dependencies.",
+        ) from error
 
 
 def missing(what: str, where: Path, get: str) -> StorageError:

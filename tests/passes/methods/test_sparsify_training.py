@@ -125,5 +125,4 @@ def test_a_resumed_method_continues_alike():
 def test_hooks_before_prepare_are_refused():
     method = ENERGY.build(EnergyProjection(interval=1))
     with pytest.raises(PreconditionError, match=r"prepare\(\) was not called"):
-        method.on_epoch(0, optimizer_of(small_graph()))
         method.on_step(1, optimizer_of(small_graph()))
