@@ -419,11 +419,7 @@ def _answers(certificate: Path, model: Path | None) -> list[Row]:
 
 
 def check(certificate: Path, model: Path | None = None) -> list[str]:
-    """Recount a certificate from its ONNX file: by default the one that it names, beside it.
-
-    Returns:
-        One sentence per disagreement or broken limit. An unusable file raises UnusableInputError.
-    """
+    """One sentence per disagreement of a certificate with its file (default: that it names)."""
     rows = _answers(Path(certificate), Path(model) if model else None)
     claim = "{0.what}: the certificate says {0.claimed}, the file says {0.recounted}"
     return [claim.format(row) for row in rows if row.ok is False]
