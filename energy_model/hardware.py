@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from energy_model.errors import HardwareError
 
 _PROFILES = Path(__file__).parent / "profiles"
@@ -157,6 +155,8 @@ def _names_a_file(spec: str | Path) -> bool:
 
 
 def _read_profile(path: Path) -> Hardware:
+    import yaml  # 20 ms that `import transform` need not wait for
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -131,6 +132,22 @@ def offset_counts(weight: Tensor, shape: LayerShape) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRule:
+    """What every method must respect in one layer.
+
+    Attributes:
+        min_density: Least share of the weights that stay nonzero; 1 leaves the layer alone.
+    """
+
+    min_density: float = 0.0
+
+    def least(self, size: int) -> int:
+        """Least number of nonzero weights in a layer of `size` weights."""
+        # A share such as 0.1 is not exact in binary: 0.1 of 30 weights is 3, not 4.
+        return math.ceil(round(self.min_density * size, 6))
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """A submodule that is kept as it is, because it could not be traced.
 
@@ -154,6 +171,7 @@ class ModelGraph:
         sites: Every weight that is multiplied with activations, in order of first use.
         leaves: What could not be traced.
         decisions: What the passes decided so far.
+        rules: What every method must respect in single layers, by site name.
     """
 
     module: nn.Module
@@ -162,6 +180,7 @@ class ModelGraph:
     sites: tuple[Site, ...]
     leaves: tuple[Leaf, ...] = ()
     decisions: list[Decision] = field(default_factory=list)
+    rules: dict[str, LayerRule] = field(default_factory=dict)
 
     @property
     def runnable(self) -> nn.Module:

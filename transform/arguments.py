@@ -16,24 +16,6 @@ from transform.storage import CHECKPOINTS
 from transform.training.config import TrainConfig
 
 TARGETS = ("onnxruntime-cpu",)
-# Arguments of the public signature that have one value today.
-_ONLY_DEFAULT = {"layers": None}
-
-
-def require_defaults(**arguments: Any) -> None:
-    """Raise for an argument that is part of the interface but does nothing yet.
-
-    Raises:
-        ArgumentError: It is named. Ignoring it would be a silent fallback.
-    """
-    for name, value in arguments.items():
-        default = _ONLY_DEFAULT[name]
-        if value is not default and value != default:
-            raise ArgumentError(
-                f"{value!r} is not supported by this version",
-                where=name,
-                remedy=f"Leave it at its default, {default!r}.",
-            )
 
 
 def require_target(target: Any) -> None:

@@ -14,6 +14,7 @@ from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware, load_hardware
 from passes.graph import Decision
 from passes.methods.config import MethodConfig
+from passes.selectors import Selector
 from transform import arguments
 from transform.choice import choose_method
 from transform.evaluate import Metric
@@ -35,7 +36,7 @@ def compress(
     valid: Iterable[Any] | None = None,
     example_inputs: Any = None,
     method: str | MethodConfig = "auto",
-    layers: None = None,
+    layers: Mapping[Selector, Any] | None = None,
     hardware: str | Path | Mapping[str, Any] | Hardware = "eyeriss",
     target: str = "onnxruntime-cpu",
     teacher: str | nn.Module = "original",
@@ -64,7 +65,9 @@ def compress(
             is selected; never the test set.
         example_inputs: What the model is called with; the first batch of `data` by default.
         method: A name out of `transform.methods()`, a configuration object, or `"auto"`.
-        layers: Reserved.
+        layers: Rules for single layers: `{"features.0": False, "classifier.*": {"max_sparsity":
+            0.9}}`. Keys are globs over layer names, module classes or functions of (name, module);
+            `False` leaves a layer alone. A key that matches nothing is an error.
         hardware: Profile of the energy model: a name, a YAML file or a `Hardware`.
         target: Where latency is measured.
         teacher: What is distilled (`TrainConfig.distill`): `"original"` or a model.
@@ -91,7 +94,6 @@ def compress(
         TraceError: The model fails on its example inputs.
         PreconditionError: The model has NaN weights or no weighted layer.
     """
-    arguments.require_defaults(layers=layers)
     require_model(model)
     arguments.require_target(target)
     folder = arguments.require_free(out, resume)
@@ -109,7 +111,17 @@ def compress(
         if isinstance(valid, Iterator):
             valid = list(valid)
         request = Request(
-            model, asked, call.to(place), choice, profile, place, number, valid, metric, training
+            model,
+            asked,
+            call.to(place),
+            choice,
+            profile,
+            place,
+            number,
+            valid,
+            metric,
+            training,
+            layers,
         )
         result = run(request, show, [note])
         if folder is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from energy_model.budget import Budget
 from energy_model.errors import PostconditionError, PreconditionError
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
-from passes.graph import Decision, ModelGraph, Site
+from passes.graph import Decision, LayerRule, ModelGraph, Site
 from passes.inputs import Call
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
+from passes.selectors import Selector, select_layers
 from passes.tracing.trace import trace
 from transform.certificate import Source, certify
 from transform.choice import Choice
@@ -45,6 +46,7 @@ class Request:
         valid: Labelled batches, or `None`.
         metric: The user's metric, or `None`.
         training: How to train; `None` compresses in one shot.
+        layers: Rules for single layers; see `passes.selectors`.
     """
 
     model: nn.Module
@@ -57,13 +59,22 @@ class Request:
     valid: Iterable[Any] | None
     metric: Metric | None
     training: Training | None
+    layers: Mapping[Selector, Any] | None = None
+
+    def nonzeros(self, graph: ModelGraph, name: str) -> int:
+        """Nonzero weights of a layer in the caller's own model."""
+        path, attribute = graph.by_name[name].owners[0]
+        parameter = getattr(self.model.get_submodule(path), attribute).detach().reshape(-1)
+        site = graph.by_name[name]
+        return int(torch.count_nonzero(parameter[site.start : site.start + site.size]))
 
     @property
     def identity(self) -> str:
         """A digest of everything that makes two runs the same run."""
         training = self.training.config if self.training else None
         config = self.choice.config.to_dict()
-        parts = (str(self.budget), config, self.hardware.to_dict(), self.seed)
+        rules = [(getattr(k, "__name__", k), v) for k, v in (self.layers or {}).items()]
+        parts = (str(self.budget), config, self.hardware.to_dict(), self.seed, rules)
         return run_identity(state_digest(self.model), *parts, repr(training))
 
 
@@ -72,6 +83,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     choice, training = request.choice, request.training
     with show.stage("tracing the model"):
         graph = trace(_copied(request.model, request.device), request.call)
+    graph.rules = select_layers(graph, request.layers)
+    graph.decisions += [Decision(name, "rule", _told(rule)) for name, rule in graph.rules.items()]
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
     subject = Subject(graph, request.hardware)
     with show.stage("resolving the budget"):
@@ -166,8 +179,30 @@ def _finished(graph: ModelGraph, request: Request) -> ModelGraph:
             remedy="finalize() must bake them.",
         )
     finished = trace(graph.module, request.call)
+    _check_rules(graph, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
+
+
+def _told(rule: LayerRule) -> str:
+    if rule.min_density >= 1:
+        return "left alone"
+    return f"keeps at least {rule.min_density:.4g} of its weights"
+
+
+def _check_rules(before: ModelGraph, after: ModelGraph, request: Request) -> None:
+    """Every method respects the rules for single layers, or says so by failing."""
+    for name, rule in before.rules.items():
+        site = after.by_name.get(name)
+        kept = 0 if site is None else int(torch.count_nonzero(after.weight(site)))
+        size = before.by_name[name].size
+        had = request.nonzeros(before, name)
+        if kept < min(rule.least(size), had):
+            raise PostconditionError(
+                f"{kept} of {size} weights are left, the rule says at least {rule.least(size)}",
+                where=f"method {request.choice.spec.name!r}, layer {name!r}",
+                remedy="Leave the rule out, or use a method that respects it.",
+            )
 
 
 def _owners(graph: ModelGraph, site: Site) -> Sequence[nn.Module]:

@@ -26,15 +26,9 @@ from passes.projection.fill import fill
 
 @dataclass(frozen=True)
 class EnergyProjection(SparsifyConfig):
-    """Configuration of the energy projection.
+    """Configuration of the energy projection; the other fields are those of `SparsifyConfig`.
 
     Attributes:
-        min_per_layer: Least number of weights that every layer keeps.
-        min_density: Least share of weights that every layer keeps; `None` is 0.02 in one shot and
-            0 when the model is trained.
-        schedule: How the budget falls during training: `"geometric"`, `"linear"` or `"none"`.
-        hold: Share of the steps, at the end, that run at the final budget.
-        interval: Optimizer steps between projections.
         fill: After the longest prefix, also take later weights that still fit.
     """
 

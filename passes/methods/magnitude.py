@@ -18,15 +18,9 @@ from passes.projection.uniform import allocate_uniform
 
 @dataclass(frozen=True)
 class Magnitude(SparsifyConfig):
-    """Configuration of magnitude pruning.
+    """Configuration of magnitude pruning; the other fields are those of `SparsifyConfig`.
 
     Attributes:
-        min_per_layer: Least number of weights that every layer keeps.
-        min_density: Least share of weights that every layer keeps; `None` is 0.02 in one shot and
-            0 when the model is trained.
-        schedule: How the budget falls during training: `"geometric"`, `"linear"` or `"none"`.
-        hold: Share of the steps, at the end, that run at the final budget.
-        interval: Optimizer steps between projections.
         scope: `"global"` ranks all weights of the model together; `"layer"` keeps the same share
             of every layer.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from energy_model.cost import CostTable
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
-from passes.graph import ModelGraph, Site
+from passes.graph import LayerRule, ModelGraph, Site
 from passes.projection.ladder import Ladder, build_ladder
 from passes.projection.magnitudes import Histogram, histogram
 
@@ -80,7 +80,7 @@ def build_problem(
     weights = tuple(graph.weight(site) for site in sites)
     histograms = tuple(histogram(w, s.name) for w, s in zip(weights, sites, strict=True))
     minimums = tuple(
-        min(max(min_per_layer, math.ceil(min_density * site.size)), h.nonzeros)
+        min(_least(graph, site, min_per_layer, min_density), h.nonzeros)
         for site, h in zip(sites, histograms, strict=True)
     )
     ladders = tuple(
@@ -91,6 +91,12 @@ def build_problem(
     problem = Problem(sites, weights, ladders, histograms, minimums, tuple(limits), fixed)
     _check_feasible(problem, costs)
     return problem
+
+
+def _least(graph: ModelGraph, site: Site, min_per_layer: int, min_density: float) -> int:
+    """Weights that a layer keeps at least: by the method, and by the rule for this layer."""
+    rule = graph.rules.get(site.name, LayerRule())
+    return max(min_per_layer, math.ceil(min_density * site.size), rule.least(site.size))
 
 
 def _charges(

@@ -60,6 +60,13 @@ def test_what_cannot_be_expressed_is_said_with_a_remedy():
     assert {name: logging.getLogger(name).level for name in levels} == levels
 
 
+def test_a_failing_export_writes_nothing_to_the_streams(capfd):
+    model, x = built(Branching, (2, 6))
+    with pytest.raises(ExportError):
+        float_model(model, Call((x,)))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_inputs_by_position_and_by_name_are_refused():
     model, (x, y) = built(TwoInputs, ((2, 6), (2, 4)))
     with pytest.raises(ExportError, match="by position and by name"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,20 @@ def test_top1_counts_rows_of_the_first_output_of_two_dimensions():
     assert compare([vector, expected], [vector, expected]).top1_agreement == 1.0
     for silent in (vector, np.ones((2, 3), dtype=np.int64), np.ones((2, 1)), np.ones((2, 3, 4))):
         assert compare([silent], [silent]).top1_agreement is None
+
+
+def test_no_rows_agree_without_a_figure():
+    empty = np.zeros((0, 3), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of a mean over nothing
+        assert compare([empty], [empty]).top1_agreement is None
+
+
+def test_equal_infinities_are_compared_without_a_warning():
+    infinite = floats([np.inf, 1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of inf - inf
+        assert compare([infinite], [infinite]).max_abs_error == 0.0
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

@@ -142,6 +142,25 @@ def test_tied_weights_stay_tied_and_count_once():
     assert "tied" in result.costs.after["first"].note
 
 
+def test_weights_in_channels_last_order_are_compressed_like_any_other():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    example = torch.zeros(1, 4, 8, 8)
+    expected = transform.compress(model, "nonzeros<=50%", example_inputs=example)
+    model = model.to(memory_format=torch.channels_last)
+    result = transform.compress(model, "nonzeros<=50%", example_inputs=example)
+    assert result.certificate.rows == expected.certificate.rows
+    assert state_digest(result.model) == state_digest(expected.model)
+
+
+@pytest.mark.parametrize("budget", ["nonzeros<=10%", "energy<=100%"])
+def test_a_model_of_zeros_fits_any_budget(budget):
+    model = nn.Sequential(nn.Linear(20, 20))
+    nn.init.zeros_(model[0].weight)
+    result = transform.compress(model, budget, example_inputs=torch.zeros(1, 20))
+    assert result.certificate.holds
+    assert state_digest(result.model) == state_digest(model)
+
+
 def test_what_cannot_be_traced_still_compresses_and_says_so():
     for model_class, layer in ((Branching, ""), (HoldsOwnLeaf, "leaf")):
         model, example = made(model_class)

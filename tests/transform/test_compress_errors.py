@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from transform_nets import SmallConv, made
 
 import transform
@@ -62,6 +65,10 @@ def test_the_defaults_of_the_public_signature_are_accepted_when_written_out():
         ({"seed": -1}, r"^seed: -1 is not a seed"),
         ({"seed": 1.5}, r"^seed: "),
         ({"seed": True}, r"^seed: "),
+        ({"seed": 2**70}, r"^seed: "),
+        ({"out": 5}, r"^out: 5 is no path"),
+        ({"device": object()}, r"^device: .*not available"),
+        ({"device": "meta"}, r"^device: .*meta device"),
         ({"progress": "loud"}, r"^progress: unknown mode 'loud'.*'log'"),
         ({"device": "cuda:77"}, r"^device: .*not available"),
         ({"device": "abacus"}, r"^device: .*not available"),
@@ -113,6 +120,7 @@ def test_an_example_that_does_not_fit_is_shown_with_its_shape(example):
     )
     assert str(tuple(example.shape)) in str(error)
     assert "example_inputs" in error.remedy
+    assert re.match(r".*transform_nets\.py:\d+$", error.where)
 
 
 def test_too_many_inputs_are_a_trace_error():
@@ -138,6 +146,23 @@ def test_weights_that_are_not_finite_are_refused_by_layer(value, budget):
 )
 def test_a_model_without_weighted_layers_is_refused(model):
     refused(transform.PreconditionError, "no weighted layer takes part", model=model)
+
+
+@pytest.mark.parametrize("budget", ["energy<=50%", "energy<=100%", "nonzeros<=50%"])
+def test_a_model_whose_weights_are_all_computed_is_refused(budget):
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    refused(
+        transform.PreconditionError,
+        "PLACEHOLDER",
+        model=model,
+        budget=budget,
+        example_inputs=torch.zeros(1, 4),
+    )
+
+
+def test_a_model_without_values_is_refused():
+    model, _ = made(SmallConv)
+    refused(transform.ArgumentError, r"^device: .*meta device", model=model.to("meta"))
 
 
 def test_a_model_that_cannot_be_copied_is_refused():
@@ -185,6 +210,19 @@ def test_validation_data_must_hold_batches_and_fit():
     refused(
         transform.ArgumentError, r"^valid: 3 targets for 2", valid=[(x, torch.tensor([0, 1, 2]))]
     )
+
+
+@pytest.mark.parametrize(
+    "valid",
+    [
+        5,
+        [(torch.zeros(2, 3), torch.tensor([0, 1]))],
+        [(torch.zeros(2, 2, 8, 8), ["a", "b"])],
+    ],
+    ids=["no iterable", "wrong shape", "labels that are text"],
+)
+def test_validation_data_that_cannot_be_scored_is_refused(valid):
+    refused(transform.CompressionError, "valid", valid=valid)
 
 
 def test_an_output_folder_that_holds_something_is_refused_before_any_work(tmp_path):

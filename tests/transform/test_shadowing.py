@@ -54,6 +54,7 @@ def test_the_command_says_so_too(tmp_path, own):
     )
     assert done.returncode != 0
     assert done.stdout == ""
+    assert "Traceback" not in done.stderr
     assert str(path if path.name == "transform.py" else path.parent) in done.stderr
 
 

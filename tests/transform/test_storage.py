@@ -141,12 +141,29 @@ def test_a_model_of_another_shape_is_refused(saved, other):
         transform.load(folder, other)
 
 
-def test_training_modes_come_back(tmp_path):
+@pytest.mark.parametrize("other", [nn.Sequential(nn.Linear(4, 4)), nn.Identity()])
+def test_a_model_that_lacks_layers_is_refused(tmp_path, other):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    result = transform.compress(model, "nonzeros<=50%", example_inputs=torch.zeros(1, 4))
+    folder = result.save(tmp_path / "saved")
+    with pytest.raises(transform.StorageError, match="do not fit"):
+        transform.load(folder, other)
+
+
+@pytest.mark.parametrize("other", ["net", nn.Linear, 5])
+def test_what_is_no_model_is_refused(saved, other):
+    folder = saved(SmallConv)[1]
+    with pytest.raises(transform.ArgumentError, match=r"^model: .*not a torch\.nn\.Module"):
+        transform.load(folder, other)
+
+
+@pytest.mark.parametrize("given", [None, SmallConv()], ids=["graph", "class"])
+def test_training_modes_come_back(tmp_path, given):
     model, example = made(SmallConv)
     model.train()
     model.norm.eval()
     result = transform.compress(model, "nonzeros<=40%", example_inputs=example)
-    loaded = transform.load(result.save(tmp_path / "saved"))
+    loaded = transform.load(result.save(tmp_path / "saved"), given)
     assert loaded.model.training
     assert loaded.model.conv.training
     assert not loaded.model.norm.training

@@ -15,6 +15,7 @@ from transform_nets import SmallConv, made
 
 import transform
 from passes.storage import atomic
+from transform import storage
 from transform.fingerprint import state_digest
 
 LOADED = ("compressed.json", "weights.safetensors")
@@ -111,6 +112,29 @@ def test_an_edited_record_does_not_match_its_digest(folder, changes):
     refused(folder, match="does not match its digest")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights_sha256", None),
+        ("weights_sha256", 5),
+        ("graph", []),
+        ("graph", "x"),
+        ("method", None),
+        ("history", 5),
+        ("metrics", None),
+        ("aliases", 5),
+        ("training", None),
+    ],
+)
+def test_a_record_that_fits_its_own_digest_is_read_with_suspicion(folder, key, value):
+    path = folder / "compressed.json"
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    path.write_text(json.dumps(storage._sealed(record | {key: value})))
+    with pytest.raises(transform.StorageError):
+        transform.load(folder)
+
+
 def test_weights_of_another_result_are_noticed(folder, tmp_path):
     model, example = made(SmallConv, seed=5)
     other = transform.compress(model, "energy<=60%", example_inputs=example)
@@ -146,6 +170,20 @@ def test_a_full_disk_leaves_nothing_behind(result, tmp_path, monkeypatch, call):
     with pytest.raises(transform.StorageError, match=r"No space left.*Free some disk space"):
         result.save(tmp_path / "saved")
     assert len(calls) == call
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_temporary_disk_is_a_storage_error(result, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onnx.save_model", full)
+        with pytest.raises(transform.StorageError, match="No space left"):
+            result.export(tmp_path / "net.onnx")
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(transform.StorageError, match="No space left"):
+        result.save(tmp_path / "saved")
     assert os.listdir(tmp_path) == []
 
 

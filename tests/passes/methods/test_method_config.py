@@ -14,6 +14,9 @@ BOTH = (EnergyProjection, Magnitude)
 COMMON = {
     "min_per_layer": ([0, 1, 500], [-1, 1.5, True, None, "1"]),
     "min_density": ([None, 0, 0.0, 0.5, 1], [-0.1, 1.01, float("nan"), True, "2%"]),
+    "schedule": (["geometric", "linear", "none"], ["cosine", None, 1, True]),
+    "hold": ([0, 0.0, 0.3, 1], [-0.1, 1.01, float("nan"), True, None, "0.3"]),
+    "interval": ([1, 10, 500], [0, -1, 1.5, True, None, "10"]),
 }
 OWN = {
     EnergyProjection: {"fill": ([True, False], [1, None, "yes"])},

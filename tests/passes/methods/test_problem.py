@@ -6,7 +6,7 @@ from lenet_problem import costs_of, lenet_graph, limits_of, traced, values_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from energy_model.errors import InfeasibleBudget, PreconditionError
+from energy_model.errors import CompressionError, InfeasibleBudget, PreconditionError
 from passes.methods.problem import build_problem
 
 UNITS = {"energy": " MAC", "nonzeros": " weights", "weight_bits": " bits"}
@@ -66,6 +66,12 @@ def test_computed_weights_are_fixed():
     computed, own = costs_of(graph).rows
     assert [site.name for site in built.sites] == ["1"]
     assert built.fixed == (computed.energy.relaxed + own.floor,)
+
+
+def test_a_model_whose_weights_are_all_computed_is_refused():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 4)))
+    with pytest.raises(CompressionError, match="PLACEHOLDER"):
+        problem(traced(model, torch.randn(3, 8)), "energy<=50%")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

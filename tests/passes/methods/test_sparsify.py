@@ -188,6 +188,16 @@ def test_the_tightest_value_of_the_error_is_reached(name, key):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_model_of_zeros_keeps_nothing(name):
+    spec, config = METHODS[name]
+    graph = traced(nn.Sequential(nn.Linear(8, 4)), torch.randn(3, 8))
+    with torch.no_grad():
+        graph.module[0].weight.zero_()
+    plan = spec.build(config).plan(graph, costs_of(graph), limits_of(graph, "energy<=99%"))
+    assert plan.kept == {"0": 0}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_weights_that_are_not_finite_are_refused(name):
     graph = lenet_graph()
     with torch.no_grad():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from passes.inputs import as_call
@@ -57,6 +58,17 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return (self.norm_a(self.a(x)) + self.norm_b(self.b(x))).relu()
+
+
+class ReadsTheWeight(nn.Module):
+    """The weight of the convolution before the norm is used without it as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + F.conv2d(x, self.conv.weight)
 
 
 class TiedWeights(nn.Module):
@@ -170,6 +182,11 @@ KEPT = {
         nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(5)),
         torch.randn(3, 5, 8, dtype=torch.float64),
     ),
+    "over as many tokens as features": (
+        nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5)),
+        torch.randn(3, 5, 8, dtype=torch.float64),
+    ),
+    "weight read directly": (ReadsTheWeight(), image()),
 }
 
 

@@ -63,6 +63,11 @@ def test_a_submodule_of_two_structures_becomes_a_leaf():
         assert torch.equal(seeded(5, graph.graph_module, X), seeded(5, model, X))
 
 
+def test_every_submodule_of_two_structures_becomes_a_leaf():
+    graph = traced(nn.Sequential(DropPath(), nn.Linear(8, 8), DropPath()), X)
+    assert sorted(opaque(graph)) == ["0", "2"]
+
+
 def test_a_model_of_two_structures_keeps_the_evaluation_and_says_so():
     graph = traced(Auxiliary(), X)
     [decision] = graph.decisions

@@ -27,6 +27,11 @@ def flat():
     return torch.randn(3, 8)
 
 
+def _read_padded_twice(model, x):
+    padded = F.pad(x, (1, 1, 1, 1))
+    return model.c(padded) + model.d(padded)
+
+
 LAYERS = {
     "linear": (nn.Linear(8, 4), flat(), {"weight": [(linear(8, 4), 1)]}),
     "tokens": (nn.Linear(8, 4), tokens(), {"weight": [(linear(8, 4, 5), 1)]}),
@@ -90,6 +95,11 @@ LAYERS = {
         image(),
         {"1": [(conv(2, 4, 3, (6, 6), padding=((3, 4), (1, 2))), 1)]},
     ),
+    "padded once, read twice": (
+        Apply(_read_padded_twice, c=nn.Conv2d(2, 4, 3), d=nn.Conv2d(2, 4, 3)),
+        image(),
+        {name: [(conv(2, 4, 3, (6, 6), padding=1), 1)] for name in "cd"},
+    ),
     "padded with ones": (
         nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(2, 4, 3)),
         image(),
@@ -104,6 +114,11 @@ LAYERS = {
         Apply(lambda m, x: m.c(F.pad(x, (0, 0, 0, 0, 0, 1))), c=nn.Conv2d(3, 4, 3)),
         image(),
         {"c": [(conv(3, 4, 3, (6, 6)), 1)]},
+    ),
+    "channels last": (
+        nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last),
+        image(),
+        {"weight": [(conv(2, 4, 3, (6, 6)), 1)]},
     ),
     "circular": (
         nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
@@ -206,6 +221,16 @@ LAYERS = {
         flat(),
         {"w": [(linear(8, 4), 1)]},
     ),
+    "einsum of heads": (
+        Apply(lambda m, x: torch.einsum("bti,hio->bhto", x, m.w), w=torch.randn(2, 8, 3)),
+        tokens(),
+        {"w": [(linear(8, 2 * 3, 5), 1)]},
+    ),
+    "bilinear": (
+        Apply(lambda m, x: m.b(x, x), b=nn.Bilinear(8, 8, 4)),
+        flat(),
+        {"b": [(linear(8 * 8, 4), 1)]},
+    ),
     "addmm": (
         Apply(lambda m, x: torch.addmm(m.b, x, m.w), w=torch.randn(8, 4), b=torch.randn(4)),
         flat(),
@@ -246,6 +271,7 @@ def test_products(name):
     graph = traced(model, inputs)
     assert uses(graph) == expected
     assert not any(site.computed or site.opaque for site in graph.sites)
+    assert graph.compressible == graph.sites
     assert graph.leaves == ()
 
 
@@ -265,6 +291,7 @@ COMPUTED = {
         image(),
         conv(2, 4, 3, (6, 6)),
     ),
+    "spectral norm": (parametrizations.spectral_norm(nn.Linear(8, 4)), flat(), linear(8, 4)),
     "orthogonal": (parametrizations.orthogonal(nn.Linear(8, 4)), tokens(), linear(8, 4, 5)),
 }
 
@@ -283,3 +310,17 @@ def test_computed_weights_are_costed_and_not_compressible(name):
 def test_attention_between_activations_is_no_site():
     model = Apply(lambda m, x: m.fc(x) @ x.transpose(1, 2), fc=nn.Linear(8, 8))
     assert list(uses(traced(model, tokens()))) == ["fc"]
+
+
+def test_a_weight_that_forward_computes_itself_is_costed():
+    model = Apply(
+        lambda m, x: F.linear(m.fc(x), m.w * 0.5), fc=nn.Linear(8, 8), w=torch.randn(4, 8)
+    )
+    own, computed = traced(model, flat()).sites
+    assert [use.shape for use in own.uses] == [linear(8, 8)]
+    assert [use.shape for use in computed.uses] == [linear(8, 4)]
+    assert (own.computed, computed.computed) == (False, True)
+
+
+def test_a_layer_without_outputs_is_no_site():
+    assert list(uses(traced(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 0)), flat()))) == ["0"]

@@ -164,3 +164,11 @@ def test_user_location_is_empty_when_no_user_code_failed():
     with pytest.raises(ValueError, match="invalid literal") as caught:
         int("x")
     assert user_location(caught.value, nn.Linear(2, 2)) == ""
+
+
+def test_a_scripted_module_is_called_as_it_is():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(8, 4)))
+    model = nn.Sequential(nn.Linear(8, 8), scripted).eval()
+    graph = traced(model, X)
+    assert "0" in uses(graph)
+    assert torch.equal(graph.graph_module(X), model(X))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +17,12 @@ from passes.inputs import Call, as_call
 from passes.tracing.trace import equal_outputs, trace
 
 EYERISS = load_hardware("eyeriss")
+LINEAR = LayerShape.linear(8, 4)
+
+
+@dataclass
+class Output:
+    scores: torch.Tensor
 
 
 class Pair(NamedTuple):
@@ -156,6 +163,38 @@ def test_named_outputs():
     assert equal_outputs(output, model(A))
 
 
+def test_a_dataclass_as_output():
+    graph = traced(Apply(lambda m, x: Output(m.fc(x)), fc=nn.Linear(8, 4)), A)
+    assert list(uses(graph)) == ["fc"]
+
+
+class Arguments(nn.Module):
+    """Any number of tensors, one of which may have no batch, and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, *xs, offset=None, twice=False):
+        y = sum(self.fc(x) for x in xs)
+        y = y if offset is None else y + offset.sum()
+        return y * 2 if twice else y
+
+
+@pytest.mark.parametrize("call", [Call((A, A)), Call((A,), {"twice": True})])
+def test_variable_arguments_and_a_switch_are_traced(call):
+    model = Arguments().eval()
+    graph = trace(model, call)
+    assert graph.leaves == ()
+    assert torch.equal(graph.call(graph.graph_module), graph.call(model))
+
+
+def test_an_input_without_a_batch_is_left_whole():
+    model, offset = Arguments(), torch.randn(2)
+    one, five = (Call((torch.randn(n, 8),), {"offset": offset}) for n in (1, 5))
+    assert uses(trace(model, one)) == uses(trace(model, five)) == {"fc": [(LINEAR, 1)]}
+
+
 def test_the_example_is_kept_as_it_was_given():
     call = as_call(convnet(), torch.randn(5, 3, 9, 9))
     assert trace(convnet(), call).call is call
@@ -196,6 +235,14 @@ def test_an_error_of_the_model_names_its_line():
     line = Broken.forward.__code__.co_firstlineno + 1
     with pytest.raises(TraceError, match="KeyError") as caught:
         traced(nn.Sequential(nn.Linear(8, 8), Broken()), A)
+    assert caught.value.where == f"{__file__}:{line}"
+
+
+def test_an_error_below_the_model_names_the_models_line():
+    model = Arguments()
+    line = Arguments.forward.__code__.co_firstlineno + 1
+    with pytest.raises(TraceError) as caught:
+        traced(model, torch.randn(3, 7))
     assert caught.value.where == f"{__file__}:{line}"
 
 

@@ -25,6 +25,36 @@ from toy_models import (
 from energy_model.errors import PreconditionError, TraceError
 
 X = torch.randn(4, 8)
+
+
+class CountsItsCalls(nn.Module):
+    """Writes into a buffer, a number and a new attribute whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x):
+        self.seen += 1
+        self.calls += 1
+        self.last = self.fc(x)
+        return self.last
+
+
+class ChangesItsInput(nn.Module):
+    """Shifts its tokens in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(20, 8), nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        tokens += 1
+        return self.fc(self.embedding(tokens))
+
+
 MODELS = {
     "norms": (lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout()), X),
     "functional": (lambda: nn.Sequential(FunctionalNorm(), FunctionalDropout()), X),
@@ -46,6 +76,15 @@ MODELS = {
         lambda: Apply(lambda m, x: m.fc(x) + torch.rand_like(x), fc=nn.Linear(8, 8)),
         X,
     ),
+    "noise of Python and numpy": (
+        lambda: Apply(
+            lambda m, x: m.fc(x) * random.random() * np.random.rand(),  # noqa: NPY002
+            fc=nn.Linear(8, 8),
+        ),
+        X,
+    ),
+    "inputs changed in place": (ChangesItsInput, torch.zeros(3, 5, dtype=torch.int64)),
+    "state written in forward": (CountsItsCalls, X),
 }
 
 
@@ -56,7 +95,8 @@ def snapshot(model):
         hooks = {k: dict(v) for k, v in module.__dict__.items() if "hooks" in k and v}
         held = {k: id(v) for kind in ("_parameters", "_buffers", "_modules")
                 for k, v in module.__dict__[kind].items()}  # fmt: skip
-        modules[path] = (type(module), module.training, list(module.__dict__), hooks, held)
+        plain = {k: v for k, v in module.__dict__.items() if isinstance(v, int)}
+        modules[path] = (type(module), plain, list(module.__dict__), hooks, held)
     values = {k: v.detach().clone() for k, v in model.state_dict().items()}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     return modules, values, flags
@@ -138,7 +178,16 @@ def _frozen(model):
 
 
 @pytest.mark.parametrize(
-    "change", [_flag, _value, _parameter, _hook, _frozen, lambda m: setattr(m, "extra", 1)]
+    "change",
+    [
+        _flag,
+        _value,
+        _parameter,
+        _hook,
+        _frozen,
+        lambda m: setattr(m, "extra", 1),
+        lambda m: setattr(m[0], "in_features", 9),
+    ],
 )
 def test_a_change_would_be_seen(change):
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout())
