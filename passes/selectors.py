@@ -28,6 +28,12 @@ def select_layers(graph: ModelGraph, layers: Mapping[Selector, Any] | None) -> d
     Raises:
         ArgumentError: A selector matches nothing, or a rule cannot be read.
     """
+    if layers is not None and not isinstance(layers, Mapping):
+        raise ArgumentError(
+            f"{type(layers).__name__} is no mapping of layers to rules",
+            where="layers",
+            remedy="Write a dict such as {'features.*': False}.",
+        )
     rules: dict[str, LayerRule] = {}
     for selector, value in (layers or {}).items():
         rule = _rule(selector, value)
