@@ -98,7 +98,7 @@ def graph_from_json(
         records = [TensorRecord.from_json(item) for item in _items(data["tensors"], "tensors")]
         assign_tensors(root, records, state)
         root.graph = decode_nodes(_items(data["nodes"], "nodes"), root, functions or {})
-    except (RecursionError, SyntaxError) as error:
+    except (RecursionError, SyntaxError, IndexError) as error:
         # Inputs in an order that no function can have, or something nested without end.
         raise damaged("a graph that is no function", "graph") from error
     _restore_training(root, data["training"])

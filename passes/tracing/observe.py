@@ -72,10 +72,12 @@ def _storage(tensor: Tensor) -> int:
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the products of one forward pass."""
 
-    def __init__(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module, parameters: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.parameters = {_storage(p): p for p in parameters}
-        self.buffers = frozenset(_storage(b) for b in buffers)
+        self.buffers = frozenset(_storage(b) for b in model.buffers())
+        modules = model.named_modules()
+        self.layers = {p for p, m in modules if type(m).__module__.startswith("torch.nn")}
         self.derived: dict[int, _Derived] = {}
         self.products: list[Product] = []
         self.stack: list[str] = [""]
@@ -87,13 +89,23 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
         rule = _RULES.get(name)
-        if rule is not None:
-            # What a parametrization computes is no part of the network.
-            if "parametrizations" not in self.stack[-1]:
-                rule(self, args, output)
-        else:
+        if rule is None or self._makes_a_weight(args):
             self._derive(name, args, output)
+        else:
+            rule(self, args, output)
         return output
+
+    def _makes_a_weight(self, args: tuple[Any, ...]) -> bool:
+        """Whether a product is part of computing a weight, and no layer of the network.
+
+        So is what a parametrization does, and what a user's module multiplies of parameters alone
+        (a low-rank weight). A layer of torch that is applied to a learned query is a layer.
+        """
+        running = self.stack[-1]
+        if "parametrizations" in running:
+            return True
+        tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        return running not in self.layers and all(self.is_weight(t) for t in tensors)
 
     def _derive(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         """Note outputs that depend on parameters and constants alone."""
@@ -304,7 +316,7 @@ def observe(
         run: Calls the model on its example.
         parameters: The tensors that count as weights.
     """
-    watcher = _Watcher(parameters, model.buffers())
+    watcher = _Watcher(model, parameters)
     result = Observation(None, watcher.products)
     # Recurrent layers must decompose into products, also on a GPU.
     with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,9 +25,11 @@ def sites_of(*sizes):
     return graph.sites, {site.name: graph.weight(site) for site in graph.sites}
 
 
-def file_of(**arrays):
+def file_of(_reader="MatMul", **arrays):
+    """A file of initialisers, each of which one node reads."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in arrays.items()]
-    return helper.make_model(helper.make_graph([], "g", [], [], tensors))
+    nodes = [helper.make_node(_reader, ["x", name], [f"{name}_read"]) for name in arrays]
+    return helper.make_model(helper.make_graph(nodes, "g", [], [], tensors))
 
 
 def test_a_weight_is_found_by_its_name():
@@ -55,6 +58,21 @@ def test_a_weight_under_another_name_is_recognised_in_any_order(seed):
     assert {name: stored.name for name, stored in found.items()} == {"0": "val_7", "1": "val_9"}
     assert not found["0"].same_layout
     assert not found["1"].same_layout
+
+
+def test_what_no_product_reads_is_no_weight():
+    sites, weights = sites_of(3, 4)
+    array = weights["0"].numpy()
+    assert locate(file_of("Gather", **{"0.weight": array, "copy": array}), sites, weights) == {}
+
+
+@pytest.mark.parametrize("layout", ["Transpose", "Reshape", "Cast"])
+def test_a_weight_is_also_read_through_a_change_of_layout(layout):
+    sites, weights = sites_of(3, 4)
+    model = file_of(val_1=weights["0"].numpy())
+    model.graph.node[0].input[1] = "changed"
+    model.graph.node.insert(0, helper.make_node(layout, ["val_1"], ["changed"]))
+    assert locate(model, sites, weights)["0"].name == "val_1"
 
 
 def test_other_elements_are_not_taken_for_the_weight():

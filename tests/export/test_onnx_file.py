@@ -29,19 +29,26 @@ def test_rows_are_repeated_or_left_out(have, want):
     assert torch.equal(call.args[1], scale)
 
 
-def test_inputs_without_a_common_batch_stay_as_they_are():
-    call = Call((torch.zeros(2, 3), torch.zeros(5, 3)))
+def test_an_input_of_another_size_than_the_first_has_no_batch():
+    batched, other = torch.zeros(2, 3), torch.zeros(5, 3)
+    resized = at_batch(Call((batched, other)), 4)
+    assert resized.args[0].shape == (4, 3)
+    assert resized.args[1] is other
+
+
+def test_inputs_without_a_dimension_stay_as_they_are():
+    call = Call((torch.tensor(2.0),))
     assert at_batch(call, 4) is call
 
 
-def test_a_model_with_two_batch_sizes_is_exported_as_it_is():
+def test_only_the_batch_of_the_first_input_is_dynamic():
     model, (x, y) = built(TwoInputs, ((3, 6), (1, 4)))
     exported = float_model(model, Call((x, y)))
     shapes = [
-        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in exported.graph.input
     ]
-    assert shapes == [[3, 6], [1, 4]]
+    assert shapes == [["batch", 6], [1, 4]]
 
 
 def test_an_example_of_one_row_is_dynamic_too():

@@ -152,7 +152,7 @@ def test_a_model_whose_weights_are_all_computed_is_refused(budget):
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
     refused(
         transform.PreconditionError,
-        "PLACEHOLDER",
+        "every weight is computed in forward.*Merge the reparametrization",
         model=model,
         budget=budget,
         example_inputs=torch.zeros(1, 4),

@@ -6,7 +6,7 @@ from lenet_problem import costs_of, lenet_graph, limits_of, traced, values_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from energy_model.errors import CompressionError, InfeasibleBudget, PreconditionError
+from energy_model.errors import InfeasibleBudget, PreconditionError
 from passes.methods.problem import build_problem
 
 UNITS = {"energy": " MAC", "nonzeros": " weights", "weight_bits": " bits"}
@@ -70,7 +70,7 @@ def test_computed_weights_are_fixed():
 
 def test_a_model_whose_weights_are_all_computed_is_refused():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 4)))
-    with pytest.raises(CompressionError, match="PLACEHOLDER"):
+    with pytest.raises(PreconditionError, match="every weight is computed in forward"):
         problem(traced(model, torch.randn(3, 8)), "energy<=50%")
 
 

@@ -112,7 +112,21 @@ def used(model):
 def folded(model, inputs):
     graph = trace(copy.deepcopy(model), as_call(model, inputs))
     module = graph.graph_module.eval()
-    return module, fold_batch_norms(module)
+    return module, fold_batch_norms(module, flat_layers(model, inputs))
+
+
+def flat_layers(model, inputs):
+    """Paths of the linear layers whose output has two dimensions, seen in a run."""
+    watched, found = copy.deepcopy(model), set()
+
+    def noting(path):
+        return lambda layer, args, output: found.add(path) if output.dim() == 2 else None
+
+    for path, layer in watched.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(noting(path))
+    watched(inputs)
+    return frozenset(found)
 
 
 def norms_left(module):
@@ -211,6 +225,14 @@ def test_what_cannot_be_folded_is_left_alone(name):
     assert found == []
     assert len(norms_left(module)) == 1
     assert equal_outputs(module(inputs), model(inputs))
+
+
+def test_a_linear_layer_that_nobody_calls_flat_is_left_alone():
+    model = used(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)))
+    x = torch.randn(3, 8, dtype=torch.float64)
+    module = trace(copy.deepcopy(model), as_call(model, x)).graph_module.eval()
+    assert fold_batch_norms(module) == []
+    assert norms_left(module) == ["1"]
 
 
 def test_zeros_stay_zeros():

@@ -31,22 +31,35 @@ def test_a_constant_that_differs():
 
 
 @pytest.mark.parametrize(
-    ("model", "path"),
+    ("model", "mismatch"),
     [
-        (nn.Sequential(nn.Linear(8, 8), DropPath(), nn.Linear(8, 8)), "1"),
-        (nn.Sequential(nn.Linear(8, 8), Block(DropPath()), nn.Linear(8, 8)), "1.inner"),
-        (nn.Sequential(Block(nn.Sequential(DropPath(), DropPath())), nn.ReLU()), "0.inner"),
-        (Auxiliary(), ""),
+        (
+            nn.Sequential(nn.Linear(8, 8), DropPath(), nn.Linear(8, 8)),
+            Mismatch(3, ("1", "")),
+        ),
+        (
+            nn.Sequential(nn.Linear(8, 8), Block(DropPath()), nn.Linear(8, 8)),
+            Mismatch(3, ("1.inner", "1")),
+        ),
+        (
+            nn.Sequential(Block(nn.Sequential(DropPath(), DropPath())), nn.ReLU()),
+            Mismatch(2, ("0.inner.1", "0.inner.0", "0.inner")),
+        ),
+        (Auxiliary(), Mismatch(2, ("",))),
     ],
 )
-def test_a_structure_that_differs_names_its_owner(model, path):
-    assert compare(*both(model)) == Mismatch(path)
+def test_a_structure_that_differs_names_its_place_and_its_owners(model, mismatch):
+    found = compare(*both(model))
+    assert isinstance(found, Mismatch)
+    assert found.index == mismatch.index
+    assert found.suspects[-1] == mismatch.suspects[-1]
+    assert set(found.suspects) == set(mismatch.suspects)
 
 
 def test_an_opaque_model_differs_as_a_whole():
     evaluation, _ = both(nn.Linear(8, 8))
-    assert compare(evaluation, Trace(None, ())) == Mismatch("")
-    assert compare(Trace(None, ()), evaluation) == Mismatch("")
+    assert compare(evaluation, Trace(None, ())) == Mismatch(0, ("",))
+    assert compare(Trace(None, ()), evaluation) == Mismatch(0, ("",))
 
 
 def test_a_submodule_of_two_structures_becomes_a_leaf():

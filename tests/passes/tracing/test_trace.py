@@ -168,29 +168,37 @@ def test_a_dataclass_as_output():
     assert list(uses(graph)) == ["fc"]
 
 
-class Arguments(nn.Module):
-    """Any number of tensors, one of which may have no batch, and a switch."""
+class Options(nn.Module):
+    """A second tensor that may have no batch, and a switch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(8, 4)
 
-    def forward(self, *xs, offset=None, twice=False):
-        y = sum(self.fc(x) for x in xs)
+    def forward(self, x, offset=None, twice=False):
+        y = self.fc(x)
         y = y if offset is None else y + offset.sum()
         return y * 2 if twice else y
 
 
-@pytest.mark.parametrize("call", [Call((A, A)), Call((A,), {"twice": True})])
-def test_variable_arguments_and_a_switch_are_traced(call):
-    model = Arguments().eval()
-    graph = trace(model, call)
+class Variadic(Options):
+    def forward(self, *xs):
+        return self.fc(xs[0]) + self.fc(xs[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [(Variadic(), Call((A, A))), (Options(), Call((A,), {"twice": True}))],
+    ids=["variadic", "switch"],
+)
+def test_arguments_of_any_kind_are_traced(model, call):
+    graph = trace(model.eval(), call)
     assert graph.leaves == ()
     assert torch.equal(graph.call(graph.graph_module), graph.call(model))
 
 
 def test_an_input_without_a_batch_is_left_whole():
-    model, offset = Arguments(), torch.randn(2)
+    model, offset = Options(), torch.randn(2)
     one, five = (Call((torch.randn(n, 8),), {"offset": offset}) for n in (1, 5))
     assert uses(trace(model, one)) == uses(trace(model, five)) == {"fc": [(LINEAR, 1)]}
 
@@ -239,8 +247,8 @@ def test_an_error_of_the_model_names_its_line():
 
 
 def test_an_error_below_the_model_names_the_models_line():
-    model = Arguments()
-    line = Arguments.forward.__code__.co_firstlineno + 1
+    model = Options()
+    line = Options.forward.__code__.co_firstlineno + 1
     with pytest.raises(TraceError) as caught:
         traced(model, torch.randn(3, 7))
     assert caught.value.where == f"{__file__}:{line}"
