@@ -39,7 +39,7 @@ def plot_latency(report: Report, path: Path | str) -> Path:
     import numpy as np
 
     items = report.measurements
-    figure, axes = _figure(width=7.5, height=1.7 + 0.75 * len(items))
+    figure, axes = new_figure(width=7.5, height=1.7 + 0.75 * len(items))
     for row, item in enumerate(items):
         low, middle, high = np.quantile(item.round_ms, [0.25, 0.5, 0.75])
         axes.barh(row, middle, height=0.5, color="#9ECAE1" if row == 0 else "#0072B2")
@@ -66,7 +66,7 @@ def plot_latency(report: Report, path: Path | str) -> Path:
         loc="left",
         fontsize=10,
     )
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def plot_energy(before: CostTable, after: CostTable, path: Path | str) -> Path:
@@ -89,7 +89,7 @@ def plot_energy(before: CostTable, after: CostTable, path: Path | str) -> Path:
     _require_rows(before.rows)
     most = max(row.energy.relaxed for table in (before, after) for row in table.rows)
     divisor, unit = next(((d, u) for d, u in _UNITS if most >= d), (1, ""))
-    figure, axes = _figure(width=8.5, height=1.9 + 0.5 * len(before.rows))
+    figure, axes = new_figure(width=8.5, height=1.9 + 0.5 * len(before.rows))
     later = {row.name: row for row in after.rows}
     for place, row in enumerate(before.rows):
         _stack(axes, place - 0.2, row, divisor, faded=True)
@@ -115,7 +115,7 @@ def plot_energy(before: CostTable, after: CostTable, path: Path | str) -> Path:
         fontsize=10,
     )
     _energy_legend(figure, axes)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def plot_sparsity(table: CostTable, path: Path | str) -> Path:
@@ -133,7 +133,7 @@ def plot_sparsity(table: CostTable, path: Path | str) -> Path:
         StorageError: The file cannot be written.
     """
     _require_rows(table.rows)
-    figure, axes = _figure(width=7.5, height=1.5 + 0.36 * len(table.rows))
+    figure, axes = new_figure(width=7.5, height=1.5 + 0.36 * len(table.rows))
     for place, row in enumerate(table.rows):
         share = 100 * row.nonzeros / max(1, row.weights)
         axes.barh(place, 100, height=0.6, color="#E8E8E8")
@@ -152,10 +152,10 @@ def plot_sparsity(table: CostTable, path: Path | str) -> Path:
     total = table.total.nonzeros / max(1, table.total.weights)
     axes.set_xlabel("nonzero weights, % of the layer")
     axes.set_title(f"{total:.1%} of the weights are nonzero", loc="left", fontsize=10)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     # Not pyplot: it keeps global state and may want a display.
     from matplotlib.figure import Figure
 
@@ -211,7 +211,7 @@ def _require_rows(rows: Sequence[Cost]) -> None:
         )
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     if path.suffix not in _FORMATS:
         raise ArgumentError(
             f"{path.suffix or 'a name without suffix'} is no format of a plot",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError, StorageError
 from passes.inputs import Call, as_batch, as_call
-from transform.storage import CHECKPOINTS
+from transform.storage import CHECKPOINTS, FILES
 from transform.training.config import TrainConfig
+from transform.training.loop import length_of
 
 TARGETS = ("onnxruntime-cpu",)
 
@@ -26,8 +27,8 @@ def require_target(target: Any) -> None:
         )
 
 
-def require_free(out: str | Path | None, resume: bool = False) -> Path | None:
-    """The output folder; it must not hold anything yet, but for checkpoints to resume from.
+def require_free(out: str | Path | None, training: bool = False) -> Path | None:
+    """The output folder; it must hold nothing yet, but what a killed training run left there.
 
     Raises:
         StorageError: It exists and is not an empty folder.
@@ -39,7 +40,8 @@ def require_free(out: str | Path | None, resume: bool = False) -> Path | None:
     path = Path(out)
     if path.is_dir():
         found = {entry.name for entry in path.iterdir()}
-        if not found or (resume and found == {CHECKPOINTS}):
+        rest = {name for name in found if name not in FILES and not name.endswith(".partial")}
+        if not found or (training and rest == {CHECKPOINTS}):
             return path
     if path.exists():
         raise StorageError(
@@ -77,9 +79,11 @@ def why_not_trained(model: nn.Module, data: Any, loss: Any) -> str:
     """Why `data` alone does not start training; empty when it does."""
     if data is None:
         return "no data"
-    if isinstance(data, Iterator) or not isinstance(data, Sized):
+    if isinstance(data, Iterator) or length_of(data) is None:
         return "the data can be read only once, or has no length"
-    first = next(iter(cast("Iterable[Any]", data)), None)
+    if not any(p.requires_grad for p in model.parameters()):
+        return "every parameter is frozen"
+    first = next(iter(data), None)
     if first is None:
         return "no data"
     targets = as_batch(model, first).targets

@@ -23,7 +23,7 @@ from transform.progress import Mode, Progress
 from transform.require import require_model
 from transform.result import Compressed
 from transform.training.config import TrainConfig
-from transform.training.fit import Training
+from transform.training.fit import Training, require_teacher
 from transform.training.losses import Loss
 from transform.training.randomness import seeded
 
@@ -96,15 +96,16 @@ def compress(
     """
     require_model(model)
     arguments.require_target(target)
-    folder = arguments.require_free(out, resume)
     profile, asked = load_hardware(hardware), Budget.parse(budget)
     choice = choose_method(method, asked)
     place = arguments.find_device(model, device)
     number, config = arguments.require_seed(seed), arguments.training_config(train)
+    require_teacher(teacher)
     show = Progress(progress)
     with seeded(number, place):  # data loaders draw from the global generators
         call, data = arguments.example_call(model, example_inputs, data)
         config, note = _settled(model, data, train, config, loss)
+        folder = arguments.require_free(out, training=config is not None)
         training = None
         if config is not None and data is not None:
             training = Training(config, data, loss, metric, teacher, folder, resume)

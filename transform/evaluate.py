@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -79,9 +80,10 @@ def evaluate(
                 samples += 1
                 continue
             size = batch.call.batch_size or 1
-            value = (
-                _correct(outputs, targets) if metric is None else metric(outputs, targets) * size
-            )
+            if metric is None:
+                value = _correct(outputs, targets)
+            else:
+                value = float(metric(outputs, targets)) * size
             if value is None:
                 return None
             total, samples = total + value, samples + size
@@ -89,7 +91,12 @@ def evaluate(
         raise ArgumentError(
             "no batches", where="valid", remedy="Pass a list or a loader, not a spent generator."
         )
-    return float(metric.compute()) if isinstance(metric, Accumulator) else total / samples
+    result = float(metric.compute()) if isinstance(metric, Accumulator) else total / samples
+    if not math.isfinite(result):
+        raise ArgumentError(
+            f"the metric is {result}", where="metric", remedy="Return a finite number."
+        )
+    return result
 
 
 @contextmanager

@@ -71,11 +71,11 @@ class Request:
     @property
     def identity(self) -> str:
         """A digest of everything that makes two runs the same run."""
-        training = self.training.config if self.training else None
+        training = self.training.identity if self.training else None
         config = self.choice.config.to_dict()
         rules = [(getattr(k, "__name__", k), v) for k, v in (self.layers or {}).items()]
         parts = (str(self.budget), config, self.hardware.to_dict(), self.seed, rules)
-        return run_identity(state_digest(self.model), *parts, repr(training))
+        return run_identity(state_digest(self.model), *parts, training)
 
 
 def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Compressed:

@@ -36,6 +36,7 @@ VERSION = 1
 # Where a training run keeps its checkpoints, below its output folder.
 CHECKPOINTS = "checkpoints"
 _INDEX = "compressed.json"
+FILES = (_INDEX, "model.onnx", "model.certificate.json", "weights.safetensors", "report.txt")
 _EXAMPLE = "example:"
 _FIELDS: dict[str, type] = {
     "class": str,
@@ -93,6 +94,8 @@ def _write(directory: Path, files: dict[str, bytes]) -> None:
         return
     for name in sorted(files, key=lambda n: n == _INDEX):
         write_file(directory / name, files[name])
+    for left in directory.glob(".*.partial"):
+        left.unlink()
     shutil.rmtree(checkpoints)
 
 

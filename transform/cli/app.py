@@ -19,8 +19,11 @@ from passes.methods.base import MethodSpec
 from passes.methods.registry import methods as all_methods
 from transform import __version__
 from transform.analyze import analyze as cost_model
+from transform.cli import compare as compare_command
 from transform.cli import options
-from transform.cli.config import configure, defaults
+from transform.cli import run as run_command
+from transform.cli import train as train_command
+from transform.cli.config import configure, defaults, layer_rules, training
 from transform.cli.data import load_data
 from transform.cli.model import example_inputs, load_model
 from transform.cli.progress import counted_steps, progress_mode
@@ -97,6 +100,9 @@ Examples:
   transform compress mymodels:net --weights net.pt --data mymodels:batches \\
       --budget "energy<=25%, nonzeros<=20k" \\
       --method energy --set min_density=0.01 --out small
+  transform compress bench.zoo:lenet5 --weights weights/mnist_lenet5.pt \\
+      --data mnist:size=32 --data-root data --budget "energy<=17%" \\
+      --epochs 5 --train-set lr=0.001 --train-set distill=0.5 --out small
 
 {EXIT_CODES}
 """,
@@ -110,14 +116,21 @@ def compress(
     weights: options.Weights = None,
     method: options.MethodName = "auto",
     settings: options.Settings = None,
+    train: options.Train = None,
+    epochs: options.Epochs = None,
+    train_settings: options.TrainSettings = None,
+    layers: options.LayerRules = None,
+    data_root: options.DataRoot = None,
+    resume: options.Resume = True,
     hardware: options.Hardware = "eyeriss",
     seed: options.Seed = 0,
     device: options.Device = None,
 ) -> None:
     """Compress a model until it fits a budget; write ONNX and a certificate.
 
-    The budget is met exactly, or no result is written and the exit code says why. Without data the
-    model is compressed in one shot: the weights that stay are as they were, nothing is trained.
+    The budget is met exactly, or no result is written and the exit code says why. With labelled
+    data the model is trained under the budget. Without, or with --one-shot, nothing is trained: the
+    weights that stay are as they were.
     """
     show = Progress(progress_mode())
     # What can be refused at once is refused before a large model is built.
@@ -128,10 +141,11 @@ def compress(
             remedy="Give --input 1,3,224,224 (the shape of an example), or --data.",
         )
     limits, chosen = Budget.parse(budget), configure(method, settings or [])
+    how, rules = training(train, epochs, train_settings or []), layer_rules(layers)
     profile, examples = load_hardware(hardware), example_inputs(inputs) if inputs else None
     with show.stage(f"building {model}"):
         built = load_model(model, weights, seed)
-    loaded = load_data(data, seed) if data is not None else None
+    loaded = load_data(data, seed, data_root) if data is not None else None
     result = compress_model(
         built,
         limits,
@@ -139,8 +153,11 @@ def compress(
         valid=loaded.valid if loaded else None,
         example_inputs=examples,
         method=chosen,
+        layers=rules,
         hardware=profile,
+        train=how,
         out=out,
+        resume=resume,
         device=device,
         seed=seed,
         progress=progress_mode(),
@@ -240,6 +257,11 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
         "limits": sorted(spec.serves),
         "source": spec.source,
     }
+
+
+app.command(cls=Command, epilog=train_command.EPILOG)(train_command.train)
+app.command(cls=Command, epilog=run_command.EPILOG)(run_command.run)
+app.command(cls=Command, epilog=compare_command.EPILOG)(compare_command.compare)
 
 
 @app.command(cls=Command)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from energy_model.errors import ArgumentError
-from transform.cli.model import parse_shape
-from transform.cli.objects import find_object, run_user_code, user_code
-
 KINDS = (
-    "digits (scikit-learn's 8x8 digits), fake:SHAPE:CLASSES (e.g. fake:1x28x28:10), "
-    "package.module:callable"
+    "NAME[:key=value,...] with a name out of mnist, fashion, kmnist, cifar10, cifar10-jpeg, "
+    "cifar100, flowers102, digits, imagefolder:ROOT, fake:SHAPE:CLASSES (e.g. "
+    "mnist:size=32, cifar10:augment=crop+flip, fake:1x28x28:10), or package.module:callable"
 )
-_BATCH_SIZE = 64
-_BATCHES = (4, 2, 2)
+# What needs no files is small: an epoch of a few batches would hardly train.
+_BATCH_SIZES = {"digits": 64, "fake": 64}
+_BATCH_SIZE = 128
 
 
 class Data(NamedTuple):
@@ -27,53 +24,21 @@ class Data(NamedTuple):
     test: Iterable[Any] | None
 
 
-def load_data(spec: str, seed: int = 0) -> Data:
+def load_data(spec: str, seed: int = 0, root: Path | None = None) -> Data:
     """Data by its name.
 
     Args:
-        spec: `digits`, `fake:SHAPE:CLASSES` or `package.module:callable`.
-        seed: Seed of the split, or of the random data.
+        spec: `NAME[:key=value,...]` or `package.module:callable`, see `bench.zoo.data.parse_spec`.
+            Batches hold 64 examples of `digits` and `fake`, else 128, unless `batch=` is given.
+        seed: Seed of the order of the training examples, and of fake data. The split is fixed.
+        root: Folder of the data sets; `None` takes `TRANSFORM_DATA`.
 
     Raises:
         ArgumentError: An unknown name, or a callable that does not return three iterables.
+        StorageError: A file is missing; says which, and how to get it.
     """
-    if spec == "digits":
-        from bench.zoo.digits import digits_batches
+    from bench.zoo.data import load_data as load_splits
 
-        return Data(*digits_batches(seed=seed))
-    if spec.startswith("fake:"):
-        return _fake(spec, seed)
-    if ":" not in spec:
-        raise ArgumentError(f"unknown data {spec!r}", where="--data", remedy=f"There are: {KINDS}.")
-    with user_code():
-        found = run_user_code(find_object(spec, "--data"), spec, "--data")
-    if not isinstance(found, tuple | list) or len(found) != 3 or found[0] is None:
-        held = "no training data" if isinstance(found, tuple | list) else type(found).__name__
-        if isinstance(found, tuple | list) and len(found) != 3:
-            held = f"{len(found)} values"
-        raise ArgumentError(
-            f"{spec!r} returns {held}, not (train, valid, test)",
-            where="--data",
-            remedy="Return three iterables of batches (inputs, targets); valid and test may be "
-            "None.",
-        )
-    return Data(*found)
-
-
-def _fake(spec: str, seed: int) -> Data:
-    _, shape_text, classes = [*spec.split(":", 2), ""][:3]
-    if not classes.isdecimal() or int(classes) < 1:
-        raise ArgumentError(
-            f"{spec!r} is not fake:SHAPE:CLASSES",
-            where="--data",
-            remedy="Write the shape of one sample and the number of classes: fake:1x28x28:10.",
-        )
-    shape = parse_shape(shape_text, "--data")
-    generator = torch.Generator().manual_seed(seed)
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = torch.randn((_BATCH_SIZE, *shape), generator=generator)
-        return inputs, torch.randint(int(classes), (_BATCH_SIZE,), generator=generator)
-
-    train, valid, test = ([batch() for _ in range(count)] for count in _BATCHES)
-    return Data(train, valid, test)
+    size = _BATCH_SIZES.get(spec.partition(":")[0], _BATCH_SIZE)
+    splits = load_splits(spec, root=root, seed=seed, batch_size=size)
+    return Data(splits.train, splits.valid, splits.test)

@@ -66,8 +66,9 @@ DataSpec = Annotated[
     str | None,
     typer.Option(
         metavar="SPEC",
-        help=f"Data: {KINDS} that returns (train, valid, test). The accuracy before and after is "
-        "measured on valid; without data it is not measured.",
+        help=f"Data: {KINDS} that returns (train, valid, test). With labels the model is "
+        "trained on train, unless --one-shot; the accuracy before and after is measured on valid. "
+        "Without data it is not measured.",
     ),
 ]
 Weights = Annotated[
@@ -141,5 +142,106 @@ DemoFolder = Annotated[
         metavar="DIR",
         help="New folder for the files; by default ./demo-output, or the next free of "
         "./demo-output-2, -3, ...",
+    ),
+]
+TrainingData = Annotated[
+    str,
+    typer.Option(metavar="SPEC", help=f"Data: {KINDS} that returns (train, valid, test)."),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of data sets and weights; by default the environment variable TRANSFORM_DATA.",
+    ),
+]
+Train = Annotated[
+    bool | None,
+    typer.Option(
+        "--train/--one-shot",
+        help="Whether to train under the budget. By default, if the data have labels.",
+        show_default=False,
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(min=0, help="Passes over the data; by default 10. Implies --train.")
+]
+TrainSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train-set",
+        metavar="KEY=VALUE",
+        help="Field of the training; may be repeated: lr=0.01, optimizer=adam, schedule=cosine, "
+        'distill=0.5, \'schedule={"0": 0.1, "80": 0.01}\'. An unknown key lists them all.',
+    ),
+]
+LayerRules = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="JSON",
+        help='Rules for single layers: \'{"features.0": false, "classifier.*": {"max_sparsity": '
+        "0.9}}'. Names may hold wildcards; false leaves a layer alone.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--restart", help="Go on from the checkpoints of a killed run in DIR."),
+]
+TrainedFolder = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR",
+        help="New folder for weights.safetensors and train.json. It must not exist, be empty, or "
+        "hold only the checkpoints of a killed run.",
+    ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or one that comes with the compiler: lenet5-mnist-energy, "
+        "resnet20-cifar10-energy, digits-energy, alexnet-imagenet-energy.",
+    ),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the cells' folders; it may hold finished ones."),
+]
+Matrix = Annotated[bool, typer.Option("--matrix", help="Run every cell of the matrix.")]
+Select = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Run only cell N of the matrix.")
+]
+ListCells = Annotated[
+    bool, typer.Option("--list", help="Print the cells and what they cost; run nothing.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="One step on random numbers, with untrained weights; saves no model."
+    ),
+]
+Results = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FOLDER_OR_RECIPE...",
+        help="Folders that `transform run` wrote, searched for result.json; a recipe is run first, "
+        "its whole matrix.",
+    ),
+]
+ComparisonFolder = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for comparison.csv, .json, .md, .tex and .png; existing ones are replaced. "
+        "Recipes are run in DIR/runs.",
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABEL",
+        help="The method that every other is tested against; by default the first whose label "
+        'begins with "magnitude".',
     ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -12,12 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from energy_model.errors import StorageError
-from passes.storage.atomic import json_bytes, read_json, write_folder
+from passes.storage.atomic import json_bytes, read_json, storage_errors, write_folder
 from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
 from passes.storage.tree import pack_tree, unpack_tree
 
 _NAME = re.compile(r"epoch-(\d{6})")
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
+
+
+def _digest(packed: Any) -> str:
+    return hashlib.sha256(json.dumps(packed, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -41,8 +47,10 @@ class Checkpoints:
             draft = Path(scratch) / _TENSORS
             save_tensors(draft, {name: t.clone() for name, t in tensors.items()})
             description = {"run": self.run, "sha256": sha256_file(draft), "state": packed}
+            description["digest"] = _digest(packed)
             files = {_TENSORS: draft.read_bytes(), _STATE: json_bytes(description)}
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(self.folder / f"epoch-{epoch:06d}", files)
         for path in older.values():
             shutil.rmtree(path)
@@ -64,6 +72,12 @@ class Checkpoints:
                 "seed differ)",
                 where=str(self.folder),
                 remedy="Choose another folder, or remove this one.",
+            )
+        if description.get("digest") != _digest(description.get("state")):
+            raise StorageError(
+                "the checkpoint does not match its digest",
+                where=str(path),
+                remedy="Remove this folder; the run starts anew.",
             )
         check_sha256(path / _TENSORS, str(description.get("sha256")))
         state: dict[str, Any] = unpack_tree(description["state"], load_tensors(path / _TENSORS))

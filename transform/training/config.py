@@ -102,8 +102,7 @@ class TrainConfig(Config):
         elif isinstance(self.distill, int | float) and not isinstance(self.distill, bool):
             object.__setattr__(self, "distill", Distill(float(self.distill)))
         if isinstance(self.schedule, Mapping):
-            table = {float(epoch): float(lr) for epoch, lr in self.schedule.items()}
-            object.__setattr__(self, "schedule", dict(sorted(table.items())))
+            object.__setattr__(self, "schedule", _table(self.schedule))
         for name, (valid, allowed) in _RULES.items():
             self._require(name, valid(getattr(self, name)), allowed)
         if self.nesterov and not self.momentum:
@@ -128,6 +127,19 @@ class TrainConfig(Config):
     def distillation(self) -> Distill | None:
         """The distillation, in its full form."""
         return self.distill if isinstance(self.distill, Distill) else None
+
+
+def _table(schedule: Mapping[Any, Any]) -> dict[float, float]:
+    # True and False are numbers to float(), and no learning rates.
+    plain = [tuple("" if isinstance(v, bool) else v for v in pair) for pair in schedule.items()]
+    try:
+        return dict(sorted((float(epoch), float(lr)) for epoch, lr in plain))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{dict(schedule)!r} is no table of learning rates",
+            where="TrainConfig.schedule",
+            remedy="Write {epoch: lr}, both numbers.",
+        ) from error
 
 
 def _number(value: Any, low: float, high: float = math.inf) -> bool:

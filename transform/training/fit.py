@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from energy_model.errors import ArgumentError
 from passes.graph import ModelGraph
 from passes.methods.base import Method
 from transform.evaluate import Metric
+from transform.fingerprint import state_digest
 from transform.storage import CHECKPOINTS
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import TrainConfig
@@ -44,6 +45,15 @@ class Training:
     teacher: str | nn.Module
     folder: Path | None
     resume: bool
+
+    @property
+    def identity(self) -> list[str]:
+        """What makes two trainings the same: configuration and teacher."""
+        optimizer = getattr(self.config.optimizer, "__qualname__", self.config.optimizer)
+        teacher = "original"
+        if isinstance(self.teacher, nn.Module):
+            teacher = state_digest(self.teacher)
+        return [repr(replace(self.config, optimizer="sgd")), str(optimizer), teacher]
 
     @property
     def steps(self) -> int:
@@ -78,7 +88,7 @@ def fit(
     device = next(graph.module.parameters()).device
     teacher = None
     if training.config.distillation is not None:
-        teacher = frozen_teacher(_teacher(training.teacher, original)).to(device)
+        teacher = frozen_teacher(_model_of(training.teacher, original)).to(device)
     checkpoints = None
     if training.folder is not None:
         checkpoints = Checkpoints(training.folder / CHECKPOINTS, run)
@@ -103,14 +113,16 @@ def fit(
         return trainer.fit()
 
 
-def _teacher(teacher: str | nn.Module, original: nn.Module) -> nn.Module:
-    if isinstance(teacher, nn.Module):
-        return teacher
-    if teacher == "original":
-        return original
-    raise ArgumentError(
-        f"{teacher!r} is no teacher", where="teacher", remedy="Pass 'original' or a model."
-    )
+def _model_of(teacher: str | nn.Module, original: nn.Module) -> nn.Module:
+    return teacher if isinstance(teacher, nn.Module) else original
+
+
+def require_teacher(teacher: Any) -> None:
+    """Raise unless the argument names the original or is a model."""
+    if not isinstance(teacher, nn.Module) and teacher != "original":
+        raise ArgumentError(
+            f"{teacher!r} is no teacher", where="teacher", remedy="Pass 'original' or a model."
+        )
 
 
 def run_identity(*parts: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energy_model.errors import ArgumentError, TrainingError
+from energy_model.errors import (
+    ArgumentError,
+    CompressionError,
+    PreconditionError,
+    StorageError,
+    TrainingError,
+)
 from passes.graph import ModelGraph
 from passes.inputs import Batch, as_batch
 from passes.methods.base import Method
 from transform.evaluate import Metric, evaluate, moved
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import TrainConfig
+from transform.training.engine import Engine, accelerated, training_mode
 from transform.training.losses import Loss, combined, cross_entropy, distillation
 from transform.training.optimizers import LearningRate, build_optimizer
 from transform.training.randomness import random_state, set_random_state
@@ -75,15 +82,23 @@ class Trainer:
         Raises:
             TrainingError: The loss is not finite, or the data has no targets.
         """
+        if self.config.schedule == "plateau" and self.valid is None:
+            raise ArgumentError(
+                "the schedule 'plateau' follows a validation metric, and there is no valid data",
+                where="TrainConfig.schedule",
+                remedy="Pass valid=, or another schedule.",
+            )
         optimizer = build_optimizer(self.graph.module, self.config)
         rate = LearningRate(self.config)
         first = self._resume(optimizer, rate)
         with (
-            _accelerated(self.graph.runnable, optimizer, self.config, self.device) as engine,
-            _training_mode(self.graph, self.config),
+            accelerated(self.graph.runnable, optimizer, self.config, self.device) as engine,
+            training_mode(self.graph, self.config),
         ):
             for epoch in range(first, self.config.epochs):
                 self._epoch(engine, epoch, rate)
+                if not all(bool(torch.isfinite(p).all()) for p in self.graph.module.parameters()):
+                    raise self._diverged()
                 self.method.on_epoch(epoch, optimizer)
                 self._after_epoch(epoch, optimizer, rate)
         if self.config.select == "best" and self.best.state is not None:
@@ -102,7 +117,7 @@ class Trainer:
                 raise TrainingError(
                     f"the loss is {value} in epoch {epoch + 1}, batch {index + 1}",
                     where="train",
-                    remedy="Lower lr, set clip_grad, or check the data. Nothing was written.",
+                    remedy="Lower lr, set clip_grad, or check the data.",
                 )
             group = min(config.accumulate, batches - index // config.accumulate * config.accumulate)
             engine.backward(loss / group)
@@ -124,14 +139,21 @@ class Trainer:
             )
         call, targets = batch.call.to(self.device), moved(batch.targets, self.device)
         loss = self.loss or cross_entropy(self.config.label_smoothing)
-        with engine.autocast():
+        with engine.autocast(), _typed_errors():
             outputs = call(engine.model)
             distilled = None
             if self.config.distillation is not None and self.teacher is not None:
                 with torch.no_grad():
                     taught = call(self.teacher)
                 distilled = distillation(outputs, taught, self.config.distillation)
-            task = combined(loss(outputs, targets), distilled, self.config.distillation)
+            value = loss(outputs, targets)
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                raise TrainingError(
+                    "the loss is no single tensor with a gradient",
+                    where="loss",
+                    remedy="Return a scalar tensor computed from the outputs.",
+                )
+            task = combined(value, distilled, self.config.distillation)
             return self.method.on_loss(task, batch, outputs)
 
     def _optimize(self, engine: Engine) -> None:
@@ -141,7 +163,17 @@ class Trainer:
         engine.optimizer.step()
         engine.optimizer.zero_grad()
         self.step += 1
-        self.method.on_step(self.step, engine.optimizer)
+        try:
+            self.method.on_step(self.step, engine.optimizer)
+        except PreconditionError as error:
+            raise self._diverged() from error
+
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
+            f"a weight is not finite after step {self.step}",
+            where="train",
+            remedy="Lower lr, set clip_grad, or check the data.",
+        )
 
     def _after_epoch(
         self, epoch: int, optimizer: torch.optim.Optimizer, rate: LearningRate
@@ -176,7 +208,7 @@ class Trainer:
             "rate": rate.state_dict(),
             "method": self.method.state_dict(),
             "random": random_state(self.device),
-            "generator": _loader_generator(self.data),
+            "generators": [generator.get_state() for generator in _generators(self.data)],
             "loader": loader() if callable(loader) else None,
             "best": [self.best.metric, self.best.epoch, self.best.state],
             "history": self.history,
@@ -187,13 +219,25 @@ class Trainer:
         state = self.checkpoints.load() if self.checkpoints is not None else None
         if state is None:
             return 0
+        try:
+            return self._restore(state, optimizer, rate)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise StorageError(
+                f"the checkpoint does not fit this run: {type(error).__name__}: {error}",
+                where="out",
+                remedy="Remove the folder 'checkpoints' in it; the run starts anew.",
+            ) from error
+
+    def _restore(
+        self, state: dict[str, Any], optimizer: torch.optim.Optimizer, rate: LearningRate
+    ) -> int:
         self.graph.module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         rate.load_state_dict(state["rate"])
         self.method.load_state_dict(state["method"])
         set_random_state(state["random"], self.device)
-        if state["generator"] is not None:
-            self.data.generator.set_state(state["generator"])  # type: ignore[attr-defined]
+        for generator, saved in zip(_generators(self.data), state["generators"], strict=True):
+            generator.set_state(saved)
         if state["loader"] is not None:
             self.data.load_state_dict(state["loader"])  # type: ignore[attr-defined]
         self.best = Best(*state["best"])
@@ -201,9 +245,35 @@ class Trainer:
         return int(state["epoch"])
 
 
-def _loader_generator(data: Iterable[Any]) -> Tensor | None:
-    generator = getattr(data, "generator", None)
-    return generator.get_state() if isinstance(generator, torch.Generator) else None
+def _generators(data: Iterable[Any]) -> list[torch.Generator]:
+    """Generators that a data loader owns: its own, and that of its sampler."""
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+    return list(unique.values())
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Name the arguments when the model or the loss fails on a batch."""
+    try:
+        yield
+    except CompressionError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the model or the loss fails on a batch: {type(error).__name__}: {error}",
+            where="data",
+            remedy="Its batches must be such as the model takes, with targets for the loss.",
+        ) from error
+
+
+def length_of(data: Any) -> int | None:
+    """Number of batches; `None` when the data does not say (a loader of a stream raises)."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def batches_per_epoch(data: Iterable[Any], config: TrainConfig) -> int:
@@ -212,7 +282,7 @@ def batches_per_epoch(data: Iterable[Any], config: TrainConfig) -> int:
     Raises:
         ArgumentError: The data does not say how many it has.
     """
-    size = len(data) if isinstance(data, Sized) else None
+    size = length_of(data)
     if size is None and config.batches_per_epoch is None:
         raise ArgumentError(
             f"{type(data).__name__} has no length, so the schedules cannot be laid out",
@@ -234,78 +304,6 @@ def total_steps(data: Iterable[Any], config: TrainConfig) -> int:
     if not config.epochs:
         return 0
     return config.epochs * math.ceil(batches_per_epoch(data, config) / config.accumulate)
-
-
-@contextmanager
-def _training_mode(graph: ModelGraph, config: TrainConfig) -> Iterator[None]:
-    """Training mode and the overridden dropout; both are put back.
-
-    A model that came in training mode keeps the flags of its parts: what its author froze stays so.
-    """
-    roots = [graph.module] if graph.graph_module is None else [graph.module, graph.graph_module]
-    flags = [(module, module.training) for root in roots for module in root.modules()]
-    drops = [m for m in graph.module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    rates = [module.p for module in drops]
-    if not graph.module.training:
-        for root in roots:
-            root.train()
-    if config.dropout is not None:
-        for module in drops:
-            module.p = config.dropout
-    try:
-        yield
-    finally:
-        for module, rate in zip(drops, rates, strict=True):
-            module.p = rate
-        for part, flag in flags:
-            part.training = flag
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Accelerate, as far as the loop uses it.
-
-    Attributes:
-        model: The model to call.
-        optimizer: The optimizer to step.
-        accelerator: Device placement, mixed precision, several devices.
-    """
-
-    model: Any
-    optimizer: Any
-    accelerator: Any
-
-    def backward(self, loss: Tensor) -> None:
-        """Backpropagate."""
-        self.accelerator.backward(loss)
-
-    def autocast(self) -> Any:
-        """The precision of the forward pass."""
-        return self.accelerator.autocast()
-
-    def clip(self, norm: float) -> None:
-        """Clip the norm of all gradients together."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.accelerator.clip_grad_norm_(parameters, norm)
-
-
-@contextmanager
-def _accelerated(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, device: torch.device
-) -> Iterator[Engine]:
-    """Hand model and optimizer to Accelerate, and take the model back as it was."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.amp or "no")
-    prepared, stepping = accelerator.prepare(model, optimizer)
-    try:
-        yield Engine(prepared, stepping, accelerator)
-    finally:
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def frozen_teacher(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from energy_model.errors import ArgumentError
 from transform.training.config import TrainConfig
 
 _STEP_AT = (0.5, 0.75)
@@ -21,6 +22,12 @@ _PLATEAU_FACTOR, _PLATEAU_PATIENCE = 0.5, 2
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Trainable parameters, those without weight decay in a group of their own."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ArgumentError(
+            "every parameter is frozen",
+            where="train",
+            remedy="Set requires_grad on what is to be trained, or pass train=False.",
+        )
     if config.decay_norm_and_bias:
         return [{"params": trained, "weight_decay": config.weight_decay}]
     flat = [p for p in trained if p.dim() <= 1]
@@ -36,6 +43,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     groups = parameter_groups(model, config)
     if not isinstance(config.optimizer, str):
         made: torch.optim.Optimizer = config.optimizer(groups)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ArgumentError(
+                f"the callable returned {type(made).__name__}",
+                where="TrainConfig.optimizer",
+                remedy="Return a torch.optim.Optimizer over the parameter groups it is given.",
+            )
         return made
     if config.optimizer == "sgd":
         return torch.optim.SGD(

@@ -22,7 +22,17 @@ from transform.cli.shell import EXIT_CODES
 
 ROOT = Path(transform.__file__).resolve().parent.parent
 LENET = ["bench.zoo:lenet5", "--input", "1,1,32,32"]
-COMMANDS = ("analyze", "compress", "export", "bench", "methods", "demo")
+COMMANDS = (
+    "analyze",
+    "compress",
+    "export",
+    "bench",
+    "methods",
+    "train",
+    "run",
+    "compare",
+    "demo",
+)
 
 
 def run(*arguments):
@@ -214,7 +224,7 @@ def test_requests_that_cannot_be_carried_out_exit_with_1(arguments, message):
         (["--budget", "energy<=1%"], 3, "the least that can be reached"),
         (["--budget", "energy<=50%", "--method", "magnitud"], 1, "Did you mean 'magnitude'"),
         (["--budget", "energy<=50%", "--set", "fill=true"], 1, "Choose one with --method"),
-        (["--budget", "energy<=50%", "--data", "digitz"], 1, "There are: digits"),
+        (["--budget", "energy<=50%", "--data", "digitz"], 1, "Did you mean digits?"),
         (["--budget", "energy<=50%", "--weights", "none.pt"], 1, "none.pt"),
         (["--budget", "energy<=50%", "--device", "nowhere"], 1, "device"),
     ],
@@ -269,7 +279,7 @@ def test_bad_usage_exits_with_2(arguments):
     assert run(*arguments).exit_code == 2
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "transform", *arguments],
@@ -278,7 +288,13 @@ def start(folder, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
+
+
+def take_interrupts():
+    """What a shell starts in the background ignores interrupts, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_user_model_of_the_current_directory_in_a_process(tmp_path):
@@ -298,7 +314,7 @@ def test_an_interrupt_exits_with_130_and_no_traceback(tmp_path):
         "import sys, time\n"
         "def net():\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
     )
-    process = start(tmp_path, "analyze", "slow:net", "--input", "1,3")
+    process = start(tmp_path, "analyze", "slow:net", "--input", "1,3", preexec_fn=take_interrupts)
     seen = [line for line in iter(process.stderr.readline, "ready\n") if line]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

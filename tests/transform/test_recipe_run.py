@@ -1,0 +1,159 @@
+"""Cells of recipes: every shipped one on random numbers, and what resuming skips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import transform
+from bench.zoo.digits import digits_batches
+from energy_model.errors import ArgumentError, StorageError
+from transform import recipe_run
+from transform.recipe_run import require_apart, run_cell
+from transform.recipes import Recipe, load_recipe, recipe_names
+from transform.storage import CHECKPOINTS
+
+TOY = Recipe.from_dict(
+    {
+        "name": "toy",
+        "model": "bench.zoo:digits_cnn",
+        "data": "digits",
+        "input": "1x8x8",
+        "classes": 10,
+        "budget": "energy<=30%",
+        "train": {"epochs": 2, "batches_per_epoch": 3, "optimizer": "adam"},
+        "cost": {"minutes": 1},
+    }
+)
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_every_shipped_recipe_runs_dry(name, tmp_path):
+    recipe = load_recipe(name).dry()
+    found = run_cell(recipe, recipe.single(), tmp_path / "cell", dry=True, progress="none")
+    assert found["holds"]
+    assert found["steps"] == 1
+    assert found["energy"]["after"] < found["energy"]["before"]
+    assert found["metrics"]["test"]["after"] is not None
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe") / "cell"
+    return folder, run_cell(TOY, TOY.single(), folder, command="typed", progress="none")
+
+
+def test_the_result_is_what_compress_gives(finished):
+    folder, found = finished
+    saved = transform.load(folder / "compressed")
+    assert found == json.loads((folder / "result.json").read_bytes())
+    assert found["command"] == "typed"
+    assert found["cell"] == TOY.single().to_dict()
+    assert found["steps"] == 6
+    assert found["metrics"]["valid"] == saved.metrics
+    assert found["energy"]["after"] == saved.costs.after.total.energy.relaxed
+    assert found["nonzeros"]["after"] == saved.costs.after.total.nonzeros
+    inputs, targets = (torch.cat(parts) for parts in zip(*digits_batches()[2], strict=True))
+    with torch.no_grad():
+        correct = saved.model.eval()(inputs).argmax(1) == targets
+    assert found["metrics"]["test"]["after"] == pytest.approx(correct.double().mean().item())
+
+
+def test_a_finished_cell_is_not_run_again(finished, monkeypatch):
+    folder, found = finished
+
+    def never(*arguments, **options):
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(recipe_run, "compress", never)
+    assert run_cell(TOY, TOY.single(), folder, progress="none") == found
+    with pytest.raises(StorageError, match="the result of another run"):
+        run_cell(TOY, replace(TOY.single(), seed=1), folder, progress="none")
+    with pytest.raises(StorageError, match="the result of another run"):
+        run_cell(replace(TOY, hardware="other"), TOY.single(), folder, progress="none")
+
+
+def test_a_cell_that_was_killed_before_its_result_only_tests(finished, tmp_path, monkeypatch):
+    folder, found = finished
+    shutil.copytree(folder / "compressed", tmp_path / "compressed")
+    monkeypatch.setattr(recipe_run, "compress", None)
+    again = run_cell(TOY, TOY.single(), tmp_path, command="typed", progress="none")
+    assert again | {"seconds": 0} == found | {"seconds": 0}
+
+
+def test_a_cell_that_was_killed_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):
+    from transform.training.checkpoint import Checkpoints
+
+    folder, found = finished
+    save = Checkpoints.save
+
+    def killed(self, epoch, state):
+        save(self, epoch, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", killed)
+        run_cell(TOY, TOY.single(), tmp_path, progress="none")
+    compressed = tmp_path / "compressed"
+    assert [path.name for path in compressed.iterdir()] == [CHECKPOINTS]
+    (compressed / "model.onnx").write_bytes(b"half")
+    again = run_cell(TOY, TOY.single(), tmp_path, command="typed", progress="none")
+    assert again | {"seconds": 0} == found | {"seconds": 0}
+    names = ("weights.safetensors", "model.onnx")
+    for name in names:
+        assert (compressed / name).read_bytes() == (folder / "compressed" / name).read_bytes()
+
+
+def test_weights_are_read_from_the_data_root(tmp_path):
+    recipe = replace(TOY, weights="weights/net.pt", train=None)
+    with pytest.raises(StorageError, match=r"weights.net\.pt: the weights are not there"):
+        run_cell(recipe, recipe.single(), tmp_path / "a", data_root=tmp_path, progress="none")
+    from bench.zoo import digits_cnn
+
+    model = digits_cnn()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+            parameter.reshape(-1)[0] = 1
+    (tmp_path / "weights").mkdir()
+    torch.save(model.state_dict(), tmp_path / "weights" / "net.pt")
+    found = run_cell(
+        recipe, recipe.single(), tmp_path / "b", data_root=tmp_path, dry=True, progress="none"
+    )
+    assert found["nonzeros"]["before"] == sum(p.dim() > 1 for p in model.parameters())
+
+
+def test_what_a_recipe_needs_is_told_when_it_is_absent(tmp_path):
+    recipe = load_recipe("alexnet-imagenet-energy")
+    with pytest.raises(StorageError, match="The recipe needs an accelerator, ImageNet"):
+        run_cell(recipe, recipe.single(), tmp_path / "a", data_root=tmp_path, progress="none")
+
+
+def test_validation_data_that_are_the_test_data_are_refused():
+    batches, other = [torch.zeros(2, 3)], [torch.ones(2, 3)]
+    for part in (batches, [torch.zeros(2, 3)]):
+        with pytest.raises(ArgumentError, match="Nothing is ever selected on test data"):
+            require_apart(batches, part)
+    with pytest.raises(ArgumentError, match="Nothing is ever selected"):
+        require_apart([(batches[0], {"y": 1})], [(batches[0], {"y": 1})])
+    for pair in ((batches, other), (batches, None), (None, other), ([], [])):
+        require_apart(*pair)
+
+
+def test_a_callable_that_tests_on_its_validation_data_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "recipe_sources.py").write_text(
+        "from bench.zoo import digits_batches\n"
+        "def leaking():\n"
+        "    train, valid, test = digits_batches()\n"
+        "    return train, test, list(test)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(TOY, data="recipe_sources:leaking")
+    with pytest.raises(ArgumentError, match="the validation data are the test data"):
+        run_cell(recipe, recipe.single(), tmp_path / "cell", progress="none")
+    assert not (tmp_path / "cell").exists()

@@ -1,0 +1,93 @@
+"""What runs the training: Accelerate, and the modes of the model while it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passes.graph import ModelGraph
+from transform.training.config import TrainConfig
+
+
+@contextmanager
+def training_mode(graph: ModelGraph, config: TrainConfig) -> Iterator[None]:
+    """Training mode and the overridden dropout; both are put back.
+
+    A model that came in training mode keeps the flags of its parts: what its author froze stays so.
+    """
+    roots = [graph.module] if graph.graph_module is None else [graph.module, graph.graph_module]
+    flags = [(module, module.training) for root in roots for module in root.modules()]
+    drops = [m for m in graph.module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    rates = [module.p for module in drops]
+    if not graph.module.training:
+        for root in roots:
+            root.train()
+    if config.dropout is not None:
+        for module in drops:
+            module.p = config.dropout
+    try:
+        yield
+    finally:
+        for module, rate in zip(drops, rates, strict=True):
+            module.p = rate
+        for part, flag in flags:
+            part.training = flag
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Accelerate, as far as the loop uses it.
+
+    Attributes:
+        model: The model to call.
+        optimizer: The optimizer to step.
+        accelerator: Device placement, mixed precision, several devices.
+    """
+
+    model: Any
+    optimizer: Any
+    accelerator: Any
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate."""
+        self.accelerator.backward(loss)
+
+    def autocast(self) -> Any:
+        """The precision of the forward pass."""
+        return self.accelerator.autocast()
+
+    def clip(self, norm: float) -> None:
+        """Clip the norm of all gradients together."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.accelerator.clip_grad_norm_(parameters, norm)
+
+
+@contextmanager
+def accelerated(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, device: torch.device
+) -> Iterator[Engine]:
+    """Hand model and optimizer to Accelerate, and take the model back as it was."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # Accelerate keeps one state per process; a caller's own must live on.
+    shared = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
+    callers = [dict(state) for state in shared]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    attributes = dict(model.__dict__)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.amp or "no")
+    prepared, stepping = accelerator.prepare(model, optimizer)
+    try:
+        yield Engine(prepared, stepping, accelerator)
+    finally:
+        accelerator.free_memory()
+        for name in set(model.__dict__) - set(attributes):
+            del model.__dict__[name]  # the wrapped forward of mixed precision
+        for state, own in zip(shared, callers, strict=True):
+            state.clear()
+            state.update(own)
