@@ -156,6 +156,7 @@ def plot_sparsity(table: CostTable, path: Path | str) -> Path:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure, inches; drawn without a display and without global state."""
     # Not pyplot: it keeps global state and may want a display.
     from matplotlib.figure import Figure
 
@@ -212,6 +213,7 @@ def _require_rows(rows: Sequence[Cost]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as png, svg or pdf, by the ending of its name."""
     if path.suffix not in _FORMATS:
         raise ArgumentError(
             f"{path.suffix or 'a name without suffix'} is no format of a plot",

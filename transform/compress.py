@@ -96,6 +96,7 @@ def compress(
     """
     require_model(model)
     arguments.require_target(target)
+    arguments.require_free(out, training=train is not False)  # before any work
     profile, asked = load_hardware(hardware), Budget.parse(budget)
     choice = choose_method(method, asked)
     place = arguments.find_device(model, device)

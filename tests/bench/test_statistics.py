@@ -70,15 +70,12 @@ def test_the_p_value_is_what_simulation_gives():
     assert hits / rounds == pytest.approx(t_two_sided(observed, 4), abs=0.01)
 
 
-@given(
-    st.floats(0, 1),
-    st.floats(0.1, 50),
-    st.floats(0.1, 50),
-)
+# Nearer to an end, 1 - x has lost the digits of x before the function is called.
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.1, 50), st.floats(0.1, 50))
 def test_incomplete_beta_is_symmetric_and_a_probability(x, a, b):
     value = incomplete_beta(x, a, b)
     assert -1e-12 <= value <= 1 + 1e-12
-    assert value + incomplete_beta(1 - x, b, a) == pytest.approx(1, abs=1e-9)
+    assert value + incomplete_beta(1 - x, b, a) == pytest.approx(1, abs=1e-8)
 
 
 @given(st.floats(0, 1), st.integers(1, 8), st.integers(1, 8))

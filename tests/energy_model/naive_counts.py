@@ -27,7 +27,8 @@ def gather(shape: LayerShape, inputs: np.ndarray) -> tuple[np.ndarray, tuple[int
         reach = shape.dilation[axis] * (shape.kernel[axis] - 1)
         before = reach - shape.padding[axis][0]
         width = [(0, 0)] * spaced.ndim
-        width[axis + 1] = (max(before, 0), size + reach)
+        # Enough zeros behind, also where a large padding crops everything before.
+        width[axis + 1] = (max(before, 0), size + reach + max(-before, 0))
         spaced = np.pad(spaced, width)
         spaced = np.moveaxis(spaced, axis + 1, 0)[max(-before, 0) :][: size + reach]
         spaced = np.moveaxis(spaced, 0, axis + 1)
