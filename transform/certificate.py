@@ -36,6 +36,8 @@ class CertificateRow:
         unit: Unit of the three values.
         kind: `"exact"` or `"measured"`.
         counted_from: `"file"`: the exported file; `"model"`: the finished model in memory.
+        file: Name of what it was counted from; `"model"` for a model in memory.
+        sha256: Digest of that file, or of the model's state.
         measurement: Median, spread, threads, batch, runtime, machine, if measured.
     """
 
@@ -47,6 +49,8 @@ class CertificateRow:
     unit: str
     kind: str
     counted_from: str
+    file: str
+    sha256: str
     measurement: Mapping[str, Any] | None = None
 
     @property
@@ -191,6 +195,8 @@ def certify(
             unit=_UNITS.get(limit.key, "count"),
             kind=values[limit.key].kind,
             counted_from="model" if source.name == "model" else "file",
+            file=source.name,
+            sha256=source.sha256,
             measurement=values[limit.key].measurement,
         )
         for limit in limits

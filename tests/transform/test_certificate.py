@@ -112,7 +112,9 @@ def test_a_certificate_survives_json(by_hand):
 
 
 def test_a_limit_holds_up_to_its_maximum():
-    row = CertificateRow("nonzeros", "nonzeros<=10", 50, 10, 10, "count", "exact", "model")
+    row = CertificateRow(
+        "nonzeros", "nonzeros<=10", 50, 10, 10, "count", "exact", "model", "model", "00"
+    )
     assert row.holds
     assert not replace(row, reached=11).holds
 
@@ -172,3 +174,14 @@ def test_negative_zero_and_the_sign_bit_count_in_the_digest():
     plus.register_buffer("a", torch.zeros(1))
     minus.register_buffer("a", -torch.zeros(1))
     assert state_digest(plus) != state_digest(minus)
+
+
+def test_every_row_names_what_it_was_counted_from(tmp_path):
+    model, example = made(SmallConv)
+    result = transform.compress(model, "energy<=50%", example_inputs=example)
+    [row] = result.certificate.rows
+    assert (row.file, row.sha256) == ("model", state_digest(result.model))
+    exported = result.export(tmp_path / "net.onnx")
+    [claim] = json.loads(exported.certificate.read_text())["limits"]
+    digest = hashlib.sha256(exported.path.read_bytes()).hexdigest()
+    assert (claim["file"], claim["sha256"]) == ("net.onnx", digest)
