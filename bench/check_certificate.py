@@ -42,24 +42,18 @@ class UnusableInputError(Exception):
 class Axis:
     """One spatial axis of a layer, seen as a gather from padded positions.
 
-    It has `size` inputs; `present`, of shape (padded size,), marks the padded positions that hold
-    one. `stride` is the distance of two outputs and `dilation` that of two taps, in positions.
+    `source`, of shape (padded size,), is the input at each padded position, -1 where there is none.
+    `stride` is the distance of two outputs and `dilation` that of two taps, in positions.
     """
 
-    size: int
-    present: Support
+    source: NDArray[np.int64]
     kernel: int = 1
     stride: int = 1
     dilation: int = 1
 
-    @property
-    def window(self) -> int:
-        """Padded positions spanned by one output."""
-        return (self.kernel - 1) * self.dilation + 1
-
     def met(self) -> NDArray[np.int64]:
         """Padded positions that each tap meets at each output, shape (kernel, outputs)."""
-        starts = np.arange(0, len(self.present) - self.window + 1, self.stride)
+        starts = np.arange(0, len(self.source) - (self.kernel - 1) * self.dilation, self.stride)
         return np.arange(self.kernel)[:, None] * self.dilation + starts
 
 
@@ -67,16 +61,18 @@ class Axis:
 class Use:
     """One use of a weight by one node, repeated `times` (the time steps of a recurrence).
 
-    `nonzero` has shape (groups, C_out / groups, C_in / groups, *kernel); input strips are cut along
-    the first of `axes`, which for a matrix product (`linear`) holds its positions. `mac_positions`
-    are the MACs of one weight; None stands for the output positions.
+    `nonzero` has shape (groups, C_out / groups, C_in / groups, *kernel), `inputs` (C_in, *sizes),
+    or (1, *sizes) when alike in all channels. Input strips are cut along the first of `axes`, which
+    for a matrix product (`linear`) holds its positions. `mac_positions` are the MACs of one weight;
+    None stands for the output positions.
     """
 
     nonzero: Support
+    inputs: Support
     axes: tuple[Axis, ...]
     linear: bool = False
-    times: int = 1
     mac_positions: int | None = None
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +90,14 @@ def refetched(rows: NDArray[np.int64], axis: Axis, capacity: int) -> int:
     `rows` are inputs per padded row; where no window fits, every output fetches its rows anew.
     """
     total = begin = previous = 0
-    while begin + axis.window <= len(rows):
+    window = (axis.kernel - 1) * axis.dilation + 1
+    while begin + window <= len(rows):
         total += int(rows[begin : max(begin, previous)].sum())
         fits = int(np.count_nonzero(np.cumsum(rows[begin:]) <= capacity))
-        if fits < axis.window:
+        if fits < window:
             return int(rows[axis.met()].sum() - rows[np.unique(axis.met())].sum())
         previous = begin + fits
-        begin += ((fits - axis.window) // axis.stride + 1) * axis.stride
+        begin += ((fits - window) // axis.stride + 1) * axis.stride
     return total
 
 
@@ -108,30 +105,31 @@ def energy_of(use: Use, hardware: Mapping[str, Any]) -> Counts:
     """Energy of one use by part and in total, in MAC energies per sample, and its `macs`."""
     dram, cache, register, mac = (hardware[f"{at}_energy"] for at in ("dram", "cache", "rf", "mac"))
     word, index = hardware["word_bits"], hardware["index_bits"]
-    input_words = hardware["input_cache_bytes"] * 8 // word
-    weight_words = hardware["weight_cache_bytes"] * 8 // word
+    fits = {at: hardware[f"{at}_cache_bytes"] * 8 // word for at in ("input", "weight")}
     groups, out_channels, in_channels = use.nonzero.shape[:3]
     channels = groups * in_channels
     positions = math.prod(axis.met().shape[1] for axis in use.axes)
     row_tiles = -(-positions // hardware["array_rows"])
     column_tiles = -(-out_channels // hardware["array_columns"])
     count = int(np.count_nonzero(use.nonzero))
-    resident, beyond = min(count, weight_words), max(0, count - weight_words)
-    inputs = channels * math.prod(axis.size for axis in use.axes)
-    if use.linear and positions == 1:
-        again = (column_tiles - 1) * max(0, inputs - input_words)
-    else:
-        row = channels * math.prod(axis.size for axis in use.axes[1:])
-        again = refetched(row * use.axes[0].present.astype(np.int64), use.axes[0], input_words)
-    # Inputs that each tap meets over all positions: padding is neither fetched nor multiplied.
-    hits = np.array(1, dtype=np.int64)
-    for axis in use.axes:
-        hits = np.multiply.outer(hits, axis.present[axis.met()].sum(axis=1, dtype=np.int64))
-    unfolded = channels * int(hits.sum())
+    resident, beyond = min(count, fits["weight"]), max(0, count - fits["weight"])
+    alike = channels // len(use.inputs)
+    inputs = alike * int(np.count_nonzero(use.inputs))
+    # Index -1, where no input is, picks the zero that is appended along every axis.
+    hits = np.pad(use.inputs, [(0, 0)] + [(0, 1)] * len(use.axes)).astype(np.int64)
+    rows = alike * hits.sum(axis=(0, *range(2, hits.ndim)))[use.axes[0].source]
+    again = (column_tiles - 1) * max(0, inputs - fits["input"])
+    if not use.linear or positions > 1:
+        again = refetched(rows, use.axes[0], fits["input"])
+    # What each tap meets over all positions: padding is neither fetched nor multiplied.
+    for place, axis in enumerate(use.axes, start=1):
+        hits = hits.take(axis.source[axis.met()], axis=place).sum(axis=place + 1)
+    unfolded = alike * int(hits.sum())
+    weights = use.nonzero.sum(axis=1, dtype=np.int64).reshape(channels, *hits.shape[1:])
     parts = {
         "weights": dram * (resident + row_tiles * beyond)
         + (cache * row_tiles + register * positions) * count,
-        "compute": mac * int((use.nonzero.sum(axis=(0, 1, 2), dtype=np.int64) * hits).sum()),
+        "compute": mac * int((weights * hits).sum()),
         "compute_relaxed": mac * positions * count,
         "activations": dram * (inputs + again + positions * groups * out_channels)
         + (cache * column_tiles + register * out_channels) * unfolded,
@@ -149,7 +147,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
-        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producer = {name: node for node in self.nodes for name in node.output}
         self.shapes = _inferred_shapes(model)
         self.weights: dict[str, Weight] = {}
@@ -160,17 +158,17 @@ class Graph:
             return self.shapes[name]
         raise UnusableInputError(f"the shape of {name!r} is unknown at batch 1")
 
-    def constant(self, name: str) -> tuple[str, NDArray[Any]] | None:
+    def constant(self, name: str, through: Any = VIEWS) -> tuple[str, NDArray[Any]] | None:
         """The initialiser behind a stored value, and the value as a view of it; or None."""
-        if name in self.initializers:
-            return name, numpy_helper.to_array(self.initializers[name])
+        if name in self.stored:
+            return name, numpy_helper.to_array(self.stored[name])
         node = self.producer.get(name)
         if node is None:
             return None
         if node.op_type == "Constant" and "value" in _attributes(node):
             return name, numpy_helper.to_array(_attributes(node)["value"])
-        found = self.constant(node.input[0]) if node.op_type in VIEWS else None
-        if found is None or node.op_type in ("Identity", "Cast"):
+        found = self.constant(node.input[0], through) if node.op_type in through else None
+        if found is None or node.op_type in ("Identity", "Cast", "Expand"):
             return found
         root, array = found
         if node.op_type == "Transpose":
@@ -184,8 +182,7 @@ class Graph:
             return None
         root, array = found
         support = np.asarray(array != 0)
-        weight = Weight(support.size, int(np.count_nonzero(support)), 8 * array.itemsize)
-        self.weights.setdefault(root, weight)
+        self.weights.setdefault(root, Weight(support.size, int(support.sum()), 8 * array.itemsize))
         return support
 
     def uses(self) -> Iterator[Use]:
@@ -209,8 +206,7 @@ class Graph:
         if bool(_attributes(node).get("transA" if left else "transB")) == left:
             support = support.swapaxes(-1, -2)
         matrix = support.reshape(-1, *support.shape[-2:])
-        outputs = math.prod(self.shape(node.output[0]))
-        yield _tokens(matrix, outputs // math.prod(matrix.shape[:2]))
+        yield _tokens(matrix, math.prod(self.shape(node.output[0])) // math.prod(matrix.shape[:2]))
 
     def _recurrent(self, node: onnx.NodeProto) -> Iterator[Use]:
         kernels, recurrences = (self.support(name) for name in node.input[1:3])
@@ -229,11 +225,10 @@ class Graph:
         kernel = support.shape[2:]
         if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in attributes:
             raise UnusableInputError(f"node {node.name!r} leaves its padding to the runtime")
-        ones = [1] * len(kernel)
+        spacing = ones = [1] * len(kernel)
         strides, dilations = (attributes.get(key, ones) for key in ("strides", "dilations"))
         pads = np.array(attributes.get("pads", [0, 0] * len(kernel))).reshape(2, -1).T
         support = support.reshape(attributes.get("group", 1), -1, *support.shape[1:])
-        spacing = ones
         if node.op_type == "Conv":
             name, extra = self._padding_before(name, len(kernel))
             pads = pads + extra
@@ -244,10 +239,20 @@ class Graph:
             pads[:, 1] += attributes.get("output_padding", 0)
             spacing, strides = strides, ones
         batch, _, *sizes = self.shape(name)
-        present = map(_present, sizes, spacing, pads.tolist())
-        axes = tuple(map(Axis, sizes, present, kernel, strides, dilations))
+        sources = map(_gathered, sizes, spacing, pads.tolist())
+        axes = tuple(map(Axis, sources, kernel, strides, dilations))
         macs = None if node.op_type == "Conv" else math.prod(sizes)
-        yield Use(support, axes, times=batch, mac_positions=macs)
+        yield Use(support, self._inputs(name), axes, mac_positions=macs, times=batch)
+
+    def _inputs(self, name: str) -> Support:
+        """Inputs of a Conv that are ever nonzero: a Mul with a constant of one sample's shape."""
+        node, sample = self.producer.get(name), self.shape(name)[1:]
+        if node is not None and node.op_type == "Mul":
+            stored = (self.constant(factor, (*VIEWS, "Expand")) for factor in node.input)
+            factors = [found[1] for found in stored if found]
+            if len(factors) == 1 and factors[0].shape in (sample, (1, *sample)):
+                return np.asarray(factors[0] != 0).reshape(sample)
+        return np.ones((1, *sample[1:]), bool)
 
     def _padding_before(self, name: str, axes: int) -> tuple[str, NDArray[np.int64]]:
         """What a zero-valued spatial Pad before a Conv pads, and by how much, shape (axes, 2)."""
@@ -260,21 +265,19 @@ class Graph:
         amounts, value, named = [*(found[1] for found in inputs if found), None, None][:3]
         table = np.zeros((axes + 2, 2), dtype=np.int64)
         table[slice(None) if named is None else named] = np.array(amounts).reshape(2, -1).T
-        if (value is not None and np.any(value)) or table[:2].any() or (table < 0).any():
-            return name, nothing
-        return node.input[0], table[2:]
+        foreign = (value is not None and np.any(value)) or table[:2].any() or (table < 0).any()
+        return (name, nothing) if foreign else (node.input[0], table[2:])
 
 
 def _tokens(matrix: Support, positions: int) -> Use:
     # Shared by many positions, a matrix is a 1 x 1 convolution with one row per position.
-    return Use(matrix, (Axis(positions, np.ones(positions, dtype=bool)),), linear=True)
+    return Use(matrix, np.ones((1, positions), bool), (Axis(np.arange(positions)),), linear=True)
 
 
-def _present(size: int, spacing: int, pads: list[int]) -> Support:
-    present = np.zeros((size - 1) * spacing + 1 + sum(pads), dtype=bool)
-    places = np.arange(size) * spacing + pads[0]
-    present[places[(places >= 0) & (places < len(present))]] = True
-    return present
+def _gathered(size: int, spacing: int, pads: list[int]) -> NDArray[np.int64]:
+    positions = np.arange((size - 1) * spacing + 1 + sum(pads)) - pads[0]
+    here = (positions % spacing == 0) & (positions >= 0) & (positions < size * spacing)
+    return np.where(here, positions // spacing, -1)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -291,17 +294,16 @@ def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             if not dim.HasField("dim_value") and (place == 0 or dim.dim_param == "batch"):
                 dim.dim_value = 1
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
-    return shapes
+    values = [*graph.input, *graph.value_info, *graph.output]
+    tensors = ((v.name, v.type.tensor_type) for v in values)
+    shapes = {name: tensor.shape.dim for name, tensor in tensors if tensor.HasField("shape")}
+    known = {n: dims for n, dims in shapes.items() if all(d.HasField("dim_value") for d in dims)}
+    return {name: tuple(d.dim_value for d in dims) for name, dims in known.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Recount:
-    """What the file says: energies, counts, bases (every weight nonzero), weights, sha256."""
+    """What the file says: energies, counts, bases (all weights, no masks), weights, sha256."""
 
     energy: Counts
     counts: Counts
@@ -317,11 +319,9 @@ def recount(model: Path, hardware: Mapping[str, Any]) -> Recount:
         graph = Graph(onnx.load(model))
     except Exception as error:
         # protobuf and onnx raise errors of several unrelated classes on a damaged file.
-        raise UnusableInputError(f"{model}: not a readable ONNX file ({error})") from error
+        raise UnusableInputError(f"{model}: not a readable ONNX file ({error!s:.200})") from error
     uses = list(graph.uses())
-    full = (replace(use, nonzero=np.ones(use.nonzero.shape, dtype=bool)) for use in uses)
     energy, kept = _totals(uses, hardware), graph.weights.values()
-    floats = (t for t in graph.initializers.values() if t.data_type in FLOATS)
     counts = {
         "macs": energy["macs"],
         "weights": sum(weight.elements for weight in kept),
@@ -329,8 +329,9 @@ def recount(model: Path, hardware: Mapping[str, Any]) -> Recount:
         "energy": energy["relaxed"],
         "weight_bits": sum(weight.nonzeros * weight.bits for weight in kept),
         "size": len(content),
-        "params": sum(math.prod(tensor.dims) for tensor in floats),
+        "params": sum(math.prod(t.dims) for t in graph.stored.values() if t.data_type in FLOATS),
     }
+    full = (replace(use, nonzero=use.nonzero | True, inputs=use.inputs | True) for use in uses)
     bases = {"energy": _totals(full, hardware)["relaxed"], "nonzeros": counts["weights"]}
     return Recount(energy, counts, bases, graph.weights, hashlib.sha256(content).hexdigest())
 
@@ -364,7 +365,9 @@ def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
     else:
         yield _compare(name, limit["reached"], found.counts[name], asked)
         if name in found.bases:
-            yield _compare(f"{name}, base", limit["base"], found.bases[name])
+            base, own = limit["base"], found.bases[name]
+            cut = limit.get("base_counted_from") == "original" and base > own  # smaller layers
+            yield Row(f"{name}, base", base, own, None if cut else base == own)
     if share := re.fullmatch(r"\w*<=\s*(\d+(?:\.\d+)?)\s*%", asked):
         most = math.floor(Fraction(share[1]) / 100 * limit["base"])
         yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
@@ -398,8 +401,7 @@ def _audit(certificate: Path, model: Path | None) -> Iterator[Row]:
     found = recount(model or certificate.parent / Path(file["name"]).name, claims["hardware"])
     yield _compare("sha256", file["sha256"], found.digest)
     yield _compare("bytes", file["bytes"], found.counts["size"])
-    for key in ("macs", "weights", "nonzeros"):
-        yield _compare(key, totals[key], found.counts[key])
+    yield from (_compare(k, totals[k], found.counts[k]) for k in ("macs", "weights", "nonzeros"))
     computed = [n for x in claims["layers"] if x["uncounted"] for n in x["initializers"]]
     for weight in (found.weights[name] for name in computed if name in found.weights):
         found.counts["nonzeros"] -= weight.nonzeros  # no limit counts computed weights
@@ -415,7 +417,8 @@ def _answers(certificate: Path, model: Path | None) -> list[Row]:
     try:
         return list(_audit(certificate, model))
     except (OSError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        raise UnusableInputError(f"{certificate}: not a usable certificate ({error!r})") from error
+        why = f"{type(error).__name__}: {error!s:.200}"  # its repr may hold the whole file
+        raise UnusableInputError(f"{certificate}: not a usable certificate ({why})") from error
 
 
 def check(certificate: Path, model: Path | None = None) -> list[str]:
@@ -437,9 +440,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unusable input: {error}", file=sys.stderr)
         return 2
     marks = {True: "yes", False: "NO", None: "not checked"}
-    lines = [("", "asked", "claimed", "recounted", "ok")]
-    lines += [(r.what, r.asked, str(r.claimed), str(r.recounted), marks[r.ok]) for r in rows]
-    for what, *cells in lines:
+    lines = [(r.what, r.asked, str(r.claimed), str(r.recounted), marks[r.ok]) for r in rows]
+    for what, *cells in [("", "asked", "claimed", "recounted", "ok"), *lines]:
         print(f"{what:<36}", *(f"{cell[:19]:<19}" for cell in cells))
     return int(any(row.ok is False for row in rows))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.statistics import paired_t
+from bench.paired import Against, Correct, against
 from energy_model.errors import ArgumentError, StorageError
 from passes.storage.atomic import read_json
 
@@ -28,6 +28,7 @@ class Outcome:
         nonzeros: Share of the weights that are kept.
         steps: Optimizer steps.
         base: Test accuracy of the original, a fraction.
+        correct: Which test samples it has right; `None` if the run does not say.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Outcome:
     nonzeros: float
     steps: int
     base: float | None
+    correct: Correct | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,8 @@ class Entry:
         energy: Mean share of the original's relaxed energy.
         nonzeros: Mean share of the weights that are kept.
         steps: Optimizer steps of each run.
-        difference: Mean of this minus the baseline over the seeds that both have; `None` for the
-            baseline itself, or without two common seeds.
-        p: Of the paired t test of that difference, two-sided, not corrected for several tests.
-        pairs: Seeds that both have.
+        samples: Test samples of each run; `None` if they do not say.
+        against: The comparison with the baseline.
     """
 
     label: str
@@ -67,9 +67,14 @@ class Entry:
     energy: float
     nonzeros: float
     steps: int
-    difference: float | None = None
-    p: float | None = None
-    pairs: int = 0
+    samples: int | None = None
+    against: Against = field(default_factory=Against)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one flat row, the comparison last; `seeds` is a list."""
+        values = asdict(self) | {"seeds": list(self.seeds)}
+        compared: dict[str, Any] = values.pop("against")
+        return values | compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,12 @@ class Table:
         return tuple(sorted(found, key=lambda label: (label == self.baseline, label)))
 
     @property
+    def samples(self) -> int | None:
+        """Test samples of every run; `None` if the runs do not say, or differ."""
+        found = {entry.samples for entry in self.entries}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets, the widest first."""
         return tuple(dict.fromkeys(entry.budget for entry in self.entries))
@@ -113,12 +124,12 @@ class Table:
             "experiment": dict(self.experiment),
             "baseline": self.baseline,
             "base": self.base,
-            "entries": [asdict(entry) for entry in self.entries],
+            "entries": [entry.to_dict() for entry in self.entries],
         }
 
 
-def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every `result.json` below the folders, by path.
+def read_results(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Every `result.json` below the folders, by the cell's folder.
 
     Raises:
         StorageError: A folder is missing or holds none, or a file is damaged.
@@ -133,8 +144,8 @@ def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
                 remedy="Name a folder that `transform run` wrote.",
             )
         for path in paths:
-            found[path.resolve()] = _read(path)
-    return list(found.values())
+            found[path.resolve().parent] = _read(path)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -147,12 +158,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def tabulate(
-    results: Sequence[Mapping[str, Any]], baseline: str | None = None, command: str = ""
+    results: Iterable[Mapping[str, Any]], baseline: str | None = None, command: str = ""
 ) -> Table:
     """Means and tests of one experiment.
 
     Args:
-        results: What `read_results` returns; all of one recipe, model and data.
+        results: The values of what `read_results` returns; all of one recipe, model and data.
         baseline: Label of the method that the others are tested against; by default the first that
             begins with "magnitude", or else the first.
         command: The command, to be printed beside the table.
@@ -161,6 +172,7 @@ def tabulate(
         ArgumentError: No results, of several experiments, two of one cell, without test accuracy,
             at unequal numbers of steps, or the baseline is not among them.
     """
+    results = list(results)
     experiment = _common_experiment(results)
     outcomes = [_outcome(result) for result in results]
     _check_comparable(outcomes)
@@ -198,6 +210,7 @@ def _outcome(result: Mapping[str, Any]) -> Outcome:
             "a run has no test accuracy", where=cell["label"], remedy="Its data need a test part."
         )
     energy, nonzeros = result["energy"], result["nonzeros"]
+    where = f"{cell['label']}, {cell['budget']}, seed {cell['seed']}"
     return Outcome(
         cell["label"],
         cell["budget"],
@@ -207,6 +220,7 @@ def _outcome(result: Mapping[str, Any]) -> Outcome:
         nonzeros["after"] / max(1, nonzeros["before"]),
         result["steps"],
         test["before"],
+        Correct.read(result.get("test_correct"), test["after"], where),
     )
 
 
@@ -245,11 +259,8 @@ def _entry(group: Mapping[int, Outcome], baseline: Mapping[int, Outcome]) -> Ent
     seeds = tuple(sorted(group))
     runs = [group[seed] for seed in seeds]
     scores = [run.accuracy for run in runs]
-    common = [seed for seed in seeds if seed in baseline]
-    difference = p = None
-    if len(common) > 1:
-        test = paired_t([group[s].accuracy for s in common], [baseline[s].accuracy for s in common])
-        difference, p = test.difference, test.p
+    pairs = [(group[seed], baseline[seed]) for seed in seeds if seed in baseline]
+    samples = {run.correct.samples if run.correct else None for run in runs}
     return Entry(
         runs[0].label,
         runs[0].budget,
@@ -259,7 +270,10 @@ def _entry(group: Mapping[int, Outcome], baseline: Mapping[int, Outcome]) -> Ent
         statistics.fmean(run.energy for run in runs),
         statistics.fmean(run.nonzeros for run in runs),
         runs[0].steps,
-        difference,
-        p,
-        len(common),
+        samples.pop() if len(samples) == 1 else None,
+        against(
+            [own.accuracy for own, _ in pairs],
+            [other.accuracy for _, other in pairs],
+            [(own.correct, other.correct) for own, other in pairs],
+        ),
     )

@@ -1,58 +1,54 @@
-"""A comparison as CSV, Markdown, LaTeX and a plot."""
+"""A comparison as CSV, JSON, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.storage.atomic import json_bytes, write_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from bench.comparison import Entry, Table
 
-# Colour-blind safe (Okabe, Ito); the baseline, the last, is grey.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_BASELINE, _INK = "#777777", "#333333"
-_MARKERS = "osD^vP"
+TESTS = "two-sided, not corrected for several tests"
 
 
 def write_comparison(table: Table, folder: Path) -> list[Path]:
-    """Write `comparison.csv`, `.json`, `.md`, `.tex` and `.png`, each whole or not at all.
+    """Write `comparison.csv`, `.json`, `.md` and `.tex`, each whole or not at all.
+
+    Returns:
+        The files.
 
     Raises:
         StorageError: A file cannot be written.
     """
-    texts = {".csv": to_csv(table), ".md": to_markdown(table), ".tex": to_latex(table)}
-    for suffix, text in texts.items():
-        write_file(folder / f"comparison{suffix}", text.encode())
-    write_file(folder / "comparison.json", json_bytes(table.to_dict()))
-    plot_comparison(table, folder / "comparison.png")
-    return sorted(folder.glob("comparison.*"))
+    contents = {
+        ".csv": to_csv(table).encode(),
+        ".json": json_bytes(table.to_dict()),
+        ".md": to_markdown(table).encode(),
+        ".tex": to_latex(table).encode(),
+    }
+    paths = [folder / f"comparison{suffix}" for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_file(path, content)
+    return paths
 
 
 def to_csv(table: Table) -> str:
     """One row per method and budget; accuracies are fractions, to the last digit."""
-    from bench.comparison import Entry
-
     text = io.StringIO()
-    names = [field.name for field in fields(Entry)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for entry in table.entries:
-        values = {name: getattr(entry, name) for name in names}
-        values["seeds"] = " ".join(map(str, entry.seeds))
-        writer.writerow(["" if values[name] is None else values[name] for name in names])
+    rows = [entry.to_dict() for entry in table.entries]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    # `None` is written as an empty cell.
+    writer.writerows({**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows)
     return text.getvalue()
 
 
 def to_markdown(table: Table) -> str:
-    """Methods x budgets, then the paired tests, then the command."""
+    """Methods x budgets, then the paired tests and what they mean, then the command."""
     budgets = table.budgets
     lines = [
         _heading(table),
@@ -68,7 +64,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A `tabular` of methods x budgets; needs no package."""
+    r"""A `tabular` of methods x budgets, and one of the paired tests; needs no package."""
     budgets = table.budgets
     head = " & ".join(["method", *(_latex(budget) for budget in budgets)])
     lines = [
@@ -80,69 +76,19 @@ def to_latex(table: Table) -> str:
         r"\hline",
     ]
     for label in table.labels:
-        cells = [_score(table.at(label, budget)).replace("±", r"$\pm$") for budget in budgets]
-        lines.append(" & ".join([_latex(label), *cells]) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+        cells = [label, *(_score(table.at(label, budget)) for budget in budgets)]
+        lines.append(" & ".join(map(_latex, cells)) + r" \\")
+    lines += [r"\hline", r"\end{tabular}"]
+    return "\n".join([*lines, *_latex_tests(table), ""])
 
 
-def plot_comparison(table: Table, path: Path | str) -> Path:
-    """Test accuracy against the energy that is left, with the deviation over seeds.
-
-    Args:
-        table: The comparison.
-        path: File to write; its suffix is the format.
-
-    Returns:
-        The path.
-
-    Raises:
-        ArgumentError: The suffix names no known format.
-        StorageError: The file cannot be written.
-    """
-    from bench.plots import new_figure, save_figure
-
-    figure, axes = new_figure(width=7.5, height=4.5)
-    for number, label in enumerate(table.labels):
-        color = _BASELINE if label == table.baseline else _COLORS[number % len(_COLORS)]
-        own = [entry for entry in table.entries if entry.label == label]
-        axes.errorbar(
-            [100 * entry.energy for entry in own],
-            [100 * entry.mean for entry in own],
-            yerr=[100 * (entry.std or 0) for entry in own],
-            label=label,
-            color=color,
-            marker=_MARKERS[number % len(_MARKERS)],
-            capsize=3,
-        )
-    if table.base is not None:
-        axes.axhline(100 * table.base, color=_INK, linestyle=":", linewidth=1)
-        axes.annotate(
-            f"original {table.base:.2%}",
-            (0.99, 100 * table.base),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=_INK,
-        )
-    _name_axes(axes, table)
-    return save_figure(figure, Path(path))
-
-
-def _name_axes(axes: Axes, table: Table) -> None:
-    axes.set_xlabel("modelled energy, % of the original (relaxed; not measured)")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title(_title(table), loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _title(table: Table) -> str:
+def title_of(table: Table) -> str:
+    """What was compared: the experiment, its model and its data."""
     return f"{table.experiment['name']}: {table.experiment['model']} on {table.experiment['data']}"
 
 
 def _heading(table: Table) -> str:
-    return f"# {_title(table)}"
+    return f"# {title_of(table)}"
 
 
 def _caption(table: Table) -> str:
@@ -157,32 +103,115 @@ def _caption(table: Table) -> str:
     )
 
 
-def _tests(table: Table) -> list[str]:
-    tested = [entry for entry in table.entries if entry.p is not None]
-    if not tested:
-        return [
-            f"Nothing is tested against {table.baseline}: that takes two seeds in common.",
-            "",
-        ]
-    lines = [
-        f"Against {table.baseline}, paired by seed (t test, two-sided, not corrected for several "
-        "tests):",
-        "",
-        "| budget | method | difference, points | p | pairs | weights kept | energy |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+def _tested(table: Table) -> list[Entry]:
+    return [entry for entry in table.entries if entry.against.pairs]
+
+
+_COLUMNS = (
+    "budget",
+    "method",
+    "difference, points",
+    "p, t",
+    "p, sign",
+    "p, McNemar",
+    "samples won : lost",
+    "seeds",
+    "weights kept",
+    "energy",
+)
+
+
+def _row(entry: Entry) -> list[str]:
+    found = entry.against
+    difference = f"{100 * (found.difference or 0):+.2f}"
+    if found.spread is not None:
+        difference += f" ± {100 * found.spread:.2f}"
+    return [
+        entry.budget,
+        entry.label,
+        difference,
+        _probability(found.p),
+        _probability(found.sign),
+        _probability(found.mcnemar),
+        "-" if found.won is None else f"{found.won:,} : {found.lost:,}",
+        f"{found.pairs}",
+        f"{entry.nonzeros:.2%}",
+        f"{entry.energy:.2%}",
     ]
-    for entry in tested:
-        difference = 100 * (entry.difference or 0)
-        lines.append(
-            f"| {_piped(entry.budget)} | {_piped(entry.label)} | {difference:+.2f} | "
-            f"{_probability(entry.p)} | {entry.pairs} | {entry.nonzeros:.2%} | "
-            f"{entry.energy:.2%} |"
+
+
+def _tests(table: Table) -> list[str]:
+    rows = [_row(entry) for entry in _tested(table)]
+    if not rows:
+        return [f"Nothing is compared with {table.baseline}: no method has a seed in common.", ""]
+    return [
+        f"Against {table.baseline}, paired by seed ({TESTS}):",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "| --- | --- |" + " ---: |" * (len(_COLUMNS) - 2),
+        *(f"| {' | '.join(map(_piped, row))} |" for row in rows),
+        "",
+        *(f"- {note}" for note in notes(table)),
+        "",
+    ]
+
+
+def _latex_tests(table: Table) -> list[str]:
+    rows = [_row(entry) for entry in _tested(table)]
+    if not rows:
+        return []
+    return [
+        "",
+        f"% Against {table.baseline}, paired by seed ({TESTS}).",
+        *(f"% {note}" for note in notes(table)),
+        rf"\begin{{tabular}}{{ll{'r' * (len(_COLUMNS) - 2)}}}",
+        r"\hline",
+        " & ".join(_COLUMNS) + r" \\",
+        r"\hline",
+        *(" & ".join(map(_latex, row)) + r" \\" for row in rows),
+        r"\hline",
+        r"\end{tabular}",
+    ]
+
+
+def notes(table: Table) -> list[str]:
+    """What the tests say, what they do not, and which difference is noise; one sentence or two."""
+    compared = [entry.against for entry in _tested(table)]
+    found = []
+    if table.samples is not None:
+        found.append(
+            f"One of the {table.samples:,} test samples is worth {100 / table.samples:.2g} points."
         )
-    return [*lines, ""]
+    if any(each.spread is not None for each in compared):
+        most = max(each.pairs for each in compared)
+        found += [
+            "A difference smaller than its spread (±, the standard deviation over seeds) is noise.",
+            "t, sign: over seeds, whether the methods differ when training is repeated. The sign "
+            f"test of {most} seeds cannot go below {_probability(2.0 ** (1 - most))}.",
+        ]
+    worth = 1 / table.samples if table.samples else 0.0
+    if any(
+        each.difference and each.spread is not None and each.spread < worth for each in compared
+    ):
+        found.append(
+            "A spread below the worth of one sample is not resolved: there, trust no p of t."
+        )
+    if any(each.mcnemar is not None for each in compared):
+        found.append(
+            "McNemar: over test samples, exact, of one pair of runs; p is the median over seeds. "
+            "All seeds share the test samples, so they are not added up into one test; the counts "
+            "won and lost are sums over seeds."
+        )
+    if any(each.judged < each.pairs for each in compared):
+        found.append(
+            "McNemar leaves out runs that do not say which test samples they have right, or that "
+            "read them in another order."
+        )
+    return found
 
 
 def _probability(p: float | None) -> str:
-    if p is None or math.isnan(p):
+    if p is None:
         return "-"
     return "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
@@ -204,6 +233,8 @@ def _latex(text: str) -> str:
         ("\\", r"\textbackslash "),
         ("<=", r"$\le$"),
         (">=", r"$\ge$"),
+        ("<", "$<$"),
+        ("±", r"$\pm$"),
         ("%", r"\%"),
         ("_", r"\_"),
         ("&", r"\&"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +87,52 @@ def plot_energy(before: CostTable, after: CostTable, path: Path | str) -> Path:
         StorageError: The file cannot be written.
     """
     _require_rows(before.rows)
-    most = max(row.energy.relaxed for table in (before, after) for row in table.rows)
-    divisor, unit = next(((d, u) for d, u in _UNITS if most >= d), (1, ""))
+    unit = energy_unit([before, after])
     figure, axes = new_figure(width=8.5, height=1.9 + 0.5 * len(before.rows))
+    draw_energy(axes, before, after, unit)
+    axes.set_xlabel(f"modelled energy of one sample, {unit[1]}")
+    axes.set_title(
+        f"{before.hardware.name}: {energy_share(before, after):.1%} of the energy remains (model, "
+        "relaxed; not measured)",
+        loc="left",
+        fontsize=10,
+    )
+    energy_legend(figure)
+    return save_figure(figure, Path(path))
+
+
+def energy_share(before: CostTable, after: CostTable) -> float:
+    """Share of the relaxed energy that remains."""
+    return after.total.energy.relaxed / max(1, before.total.energy.relaxed)
+
+
+def energy_unit(tables: Iterable[CostTable]) -> tuple[float, str]:
+    """What the energies of layers are divided by to be read easily, and its name.
+
+    Raises:
+        ArgumentError: No table has a layer.
+    """
+    rows = [row for table in tables for row in table.rows]
+    _require_rows(rows)
+    most = max(row.energy.relaxed for row in rows)
+    divisor, name = next(((d, f"{u} ") for d, u in _UNITS if most >= d), (1.0, ""))
+    return divisor, f"{name}MAC energies"
+
+
+def draw_energy(axes: Axes, before: CostTable, after: CostTable, unit: tuple[float, str]) -> None:
+    """A pair of stacked bars a layer: pale before, full after with its share of before.
+
+    Args:
+        axes: Where to draw.
+        before: Costs of the original model.
+        after: Costs of the compressed model; layers are matched by name.
+        unit: Of `energy_unit`.
+    """
     later = {row.name: row for row in after.rows}
     for place, row in enumerate(before.rows):
-        _stack(axes, place - 0.2, row, divisor, faded=True)
+        _stack(axes, place - 0.2, row, unit[0], faded=True)
         if row.name in later:
-            end = _stack(axes, place + 0.2, later[row.name], divisor, faded=False)
+            end = _stack(axes, place + 0.2, later[row.name], unit[0], faded=False)
             share = later[row.name].energy.relaxed / max(1, row.energy.relaxed)
             axes.annotate(
                 f"{share:.0%}",
@@ -107,15 +145,6 @@ def plot_energy(before: CostTable, after: CostTable, path: Path | str) -> Path:
             )
     axes.set_yticks(range(len(before.rows)), [row.name for row in before.rows])
     axes.set_ylim(len(before.rows) - 0.5, -0.5)
-    axes.set_xlabel(f"modelled energy of one sample, {unit} MAC energies".replace("  ", " "))
-    share = after.total.energy.relaxed / max(1, before.total.energy.relaxed)
-    axes.set_title(
-        f"{before.hardware.name}: {share:.1%} of the energy remains (model, relaxed; not measured)",
-        loc="left",
-        fontsize=10,
-    )
-    _energy_legend(figure, axes)
-    return save_figure(figure, Path(path))
 
 
 def plot_sparsity(table: CostTable, path: Path | str) -> Path:
@@ -157,16 +186,35 @@ def plot_sparsity(table: CostTable, path: Path | str) -> Path:
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure, inches; drawn without a display and without global state."""
+    figure, [[axes]] = new_panels(1, 1, width, height)
+    return figure, axes
+
+
+def new_panels(
+    rows: int, columns: int, width: float, height: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure of several panels, by row and column.
+
+    All share their x axis, those of a row their y axis.
+
+    Args:
+        rows: From 1.
+        columns: From 1.
+        width: Of the whole figure, inches.
+        height: Of the whole figure, inches.
+    """
     # Not pyplot: it keeps global state and may want a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
-    return figure, axes
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+    found: list[list[Axes]] = panels.tolist()
+    return figure, found
 
 
 def _stack(axes: Axes, place: float, row: Cost, divisor: float, *, faded: bool) -> float:
@@ -187,7 +235,8 @@ def _pale(color: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _energy_legend(figure: Figure, axes: Axes) -> None:
+def energy_legend(figure: Figure) -> None:
+    """The legend of `draw_energy`, below the figure."""
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(color=color, label=name) for name, color in _PARTS]

@@ -88,8 +88,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def binomial_two_sided(successes: int, trials: int) -> float:
     """Probability of a split of fair coins at least as uneven; 1 without trials."""
-    rare = min(successes, trials - successes)
-    tail = sum(math.comb(trials, k) for k in range(rare + 1))
+    term = tail = 1
+    # Term by term out of the one before: thousands of samples are thousands of large numbers.
+    for k in range(min(successes, trials - successes)):
+        term = term * (trials - k) // (k + 1)
+        tail += term
     return min(1.0, float(2 * tail / 2**trials))
 
 

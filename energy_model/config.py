@@ -20,7 +20,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object, with the name of the class and its version."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
         return {"config": type(self).__name__, "version": self.version, **values}
 
     @classmethod
@@ -57,3 +57,8 @@ class Config:
                 where=f"{type(self).__name__}.{field}",
                 remedy=f"Allowed: {allowed}.",
             )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has lists only."""
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

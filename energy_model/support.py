@@ -78,7 +78,7 @@ def input_support(shape: LayerShape, inputs: NDArray[np.bool_]) -> NDArray[np.bo
     return support
 
 
-def _taps(shape: LayerShape, axis: int) -> list[slice]:
+def taps(shape: LayerShape, axis: int) -> list[slice]:
     """For every kernel offset along `axis`, the inputs that it meets, each once."""
     stride, dilation = shape.stride[axis], shape.dilation[axis]
     padding = shape.padding[axis]
@@ -97,13 +97,11 @@ def _taps(shape: LayerShape, axis: int) -> list[slice]:
 
 def _dense_counts(shape: LayerShape, axis: int) -> NDArray[np.int64]:
     size = shape.input_size[axis]
-    return np.array(
-        [len(range(*hits.indices(size))) for hits in _taps(shape, axis)], dtype=np.int64
-    )
+    return np.array([len(range(*hits.indices(size))) for hits in taps(shape, axis)], dtype=np.int64)
 
 
 def _sum_taps(support: NDArray[np.int64], shape: LayerShape, axis: int) -> NDArray[np.int64]:
     """Replaces one input dimension of `support` by the kernel's, summing what each offset meets."""
     before = (slice(None),) * (axis + 1)
-    sums = [support[(*before, hits)].sum(axis=axis + 1) for hits in _taps(shape, axis)]
+    sums = [support[(*before, hits)].sum(axis=axis + 1) for hits in taps(shape, axis)]
     return np.stack(sums, axis=axis + 1)

@@ -72,7 +72,7 @@ def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Writ
     with storage_errors(path), tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
         draft = Path(folder) / "model.onnx"
         onnx.save_model(model, str(draft))
-        parity = check_parity(draft, graph.module, at_batch(graph.call, batch), where=path)
+        parity = check_parity(draft, graph.runnable, at_batch(graph.call, batch), where=path)
         data = draft.read_bytes()
     recount = _recount(graph, model, frozen.weights, hardware)
     write_file(path, data)

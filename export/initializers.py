@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from passes.graph import Site
 
 Array = NDArray[np.generic]
 _LAYOUTS = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 
 
@@ -29,12 +30,15 @@ class Stored:
         same_layout: Whether the order of elements is that of the parameter.
         part: Index along the first axis when the initialiser stacks several weights (the two
             directions of a recurrent layer), otherwise `None`.
+        factors: For every convolution that reads it, the constant that multiplies that
+            convolution's input, `None` where there is none. An input mask is one of them.
     """
 
     name: str
     values: Array
     same_layout: bool
     part: int | None = None
+    factors: tuple[Array | None, ...] = ()
 
 
 def _digest(array: Array) -> tuple[int, int, int]:
@@ -88,7 +92,9 @@ def locate(
         if stored is not None:
             same = stored.values.shape == values.shape and bool((stored.values == values).all())
             found[site.name] = Stored(stored.name, stored.values, same, stored.part)
-    return found | _of_computed(sites, found, arrays)
+    found |= _of_computed(sites, found, arrays)
+    factors = _input_factors(model)
+    return {n: replace(s, factors=factors.get(s.name, ())) for n, s in found.items()}
 
 
 def _multiplied(model: onnx.ModelProto) -> set[str]:
@@ -99,6 +105,47 @@ def _multiplied(model: onnx.ModelProto) -> set[str]:
         if node.op_type in _PRODUCTS or layout:
             names.update(node.input)
     return names
+
+
+def _input_factors(model: onnx.ModelProto) -> dict[str, tuple[Array | None, ...]]:
+    """`Stored.factors` of every initialiser that is the weight of a convolution."""
+    stored = {item.name: item for item in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    result: dict[str, tuple[Array | None, ...]] = {}
+    for node in model.graph.node:
+        if node.op_type not in _CONVOLUTIONS:
+            continue
+        weight = node.input[1]
+        while weight not in stored and weight in producers and producers[weight].input:
+            weight = producers[weight].input[0]
+        source = producers.get(node.input[0])
+        factor = None
+        if source is not None and source.op_type == "Mul":
+            factors = [_constant(name, stored, producers) for name in source.input]
+            known = [array for array in factors if array is not None]
+            factor = known[0] if len(known) == 1 else None
+        result[weight] = (*result.get(weight, ()), factor)
+    return result
+
+
+def _constant(
+    name: str, stored: Mapping[str, onnx.TensorProto], producers: Mapping[str, onnx.NodeProto]
+) -> Array | None:
+    """A stored value, seen through nodes that keep its elements; `None` for a computed one.
+
+    The exporter folds only small constants. Of a constant that is repeated over the batch
+    (`Expand`) the value for one sample is returned.
+    """
+    if name in stored:
+        return numpy_helper.to_array(stored[name])
+    node = producers.get(name)
+    if node is None or node.op_type not in ("Identity", "Cast", "Expand", "Reshape"):
+        return None
+    value = _constant(node.input[0], stored, producers)
+    if node.op_type != "Reshape" or value is None:
+        return value
+    shape = _constant(node.input[1], stored, producers)
+    return None if shape is None or 0 in shape else value.reshape(tuple(shape.tolist()))
 
 
 def _of_computed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from energy_model.energy import Energy, activation_energy, layer_energy
 from energy_model.hardware import Hardware
+from energy_model.input_support import InputSupport
 from energy_model.price import WeightPrice, weight_price
 from energy_model.shapes import LayerShape
 from passes.inputs import Call
@@ -49,10 +50,17 @@ class Use:
     Attributes:
         shape: Geometry at batch size 1.
         count: How often this happens in one inference.
+        inputs: Inputs that a constant mask leaves; `None` is all of them.
     """
 
     shape: LayerShape
     count: int = 1
+    inputs: InputSupport | None = None
+
+    @property
+    def support(self) -> NDArray[np.bool_] | None:
+        """`inputs` as an array `(in_channels, *input_size)`."""
+        return None if self.inputs is None else self.inputs.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Site:
 
     def activation_energy(self, hardware: Hardware) -> int:
         """Energy of the inputs and outputs of all uses, which no weight can change."""
-        return sum(activation_energy(u.shape, hardware)[0] * u.count for u in self.uses)
+        return sum(_activations(u.shape, hardware, u.inputs) * u.count for u in self.uses)
 
     def macs(self) -> int:
         """Multiply-accumulates of all uses, every weight counted."""
@@ -104,9 +112,38 @@ class Site:
         """
         total = Energy.zero()
         for use in self.uses:
-            counts = offset_counts(weight, use.shape)
-            total = total + layer_energy(use.shape, hardware, counts) * use.count
+            support = use.support
+            counted = offset_counts if support is None else channel_counts
+            counts = counted(weight, use.shape)
+            total = total + layer_energy(use.shape, hardware, counts, support) * use.count
         return total
+
+
+@lru_cache(maxsize=4096)
+def _activations(shape: LayerShape, hardware: Hardware, inputs: InputSupport | None) -> int:
+    support = None if inputs is None else inputs.array
+    return activation_energy(shape, hardware, support)[0]
+
+
+def channel_counts(weight: Tensor, shape: LayerShape) -> NDArray[np.int64]:
+    """Nonzeros of a weight per input channel and kernel offset.
+
+    Args:
+        weight: As for `offset_counts`.
+        shape: The use that it serves.
+
+    Returns:
+        int64 array `(in_channels, *kernel)`, summed over the output channels of the channel's
+        group.
+    """
+    result = (shape.in_channels, *shape.kernel)
+    if weight.device.type == "meta":
+        return np.full(result, shape.out_per_group, dtype=np.int64)
+    outputs, inputs = shape.out_per_group, shape.in_channels // shape.groups
+    rows = (inputs, outputs) if shape.transposed else (outputs, inputs)
+    blocks = weight.detach().reshape(shape.groups, *rows, *shape.kernel)
+    counts = torch.count_nonzero(blocks, dim=2 if shape.transposed else 1)
+    return counts.cpu().numpy().astype(np.int64).reshape(result)
 
 
 def offset_counts(weight: Tensor, shape: LayerShape) -> NDArray[np.int64]:
@@ -172,6 +209,7 @@ class ModelGraph:
         leaves: What could not be traced.
         decisions: What the passes decided so far.
         rules: What every method must respect in single layers, by site name.
+        rewritten: A pass put nodes into `graph_module`: the module alone no longer is the model.
     """
 
     module: nn.Module
@@ -181,13 +219,16 @@ class ModelGraph:
     leaves: tuple[Leaf, ...] = ()
     decisions: list[Decision] = field(default_factory=list)
     rules: dict[str, LayerRule] = field(default_factory=dict)
+    rewritten: bool = False
 
     @property
     def runnable(self) -> nn.Module:
-        """What is run in training: the module, until a pass puts nodes into the graph."""
+        """What is run and saved: the module, until a pass puts nodes into the graph."""
+        if self.rewritten and self.graph_module is not None:
+            return self.graph_module
         return self.module
 
-    @cached_property
+    @property
     def by_name(self) -> dict[str, Site]:
         """Sites by name."""
         return {site.name: site for site in self.sites}

@@ -53,6 +53,8 @@ from transform.analyze import analyze  # noqa: E402
 from transform.certificate import Certificate  # noqa: E402
 from transform.compress import compress  # noqa: E402
 from transform.result import Compressed, Export  # noqa: E402
+from transform.sensitivity import sensitivity  # noqa: E402
+from transform.sensitivity_table import Sensitivity  # noqa: E402
 from transform.storage import load  # noqa: E402
 from transform.training.config import Distill, TrainConfig  # noqa: E402
 
@@ -85,6 +87,7 @@ __all__ = [
     "ParityError",
     "PostconditionError",
     "PreconditionError",
+    "Sensitivity",
     "StorageError",
     "TraceError",
     "TrainConfig",
@@ -95,4 +98,5 @@ __all__ = [
     "compress",
     "load",
     "methods",
+    "sensitivity",
 ]

@@ -14,7 +14,7 @@ from energy_model.errors import ArgumentError, StorageError
 from passes.inputs import Call, as_batch, as_call
 from transform.storage import CHECKPOINTS, FILES
 from transform.training.config import TrainConfig
-from transform.training.loop import length_of
+from transform.training.steps import length_of
 
 TARGETS = ("onnxruntime-cpu",)
 

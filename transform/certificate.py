@@ -38,6 +38,8 @@ class CertificateRow:
         counted_from: `"file"`: the exported file; `"model"`: the finished model in memory.
         file: Name of what it was counted from; `"model"` for a model in memory.
         sha256: Digest of that file, or of the model's state.
+        base_counted_from: `"file"`, or `"original"` where the finished model has smaller layers, so
+            that `base` cannot be counted from it any more.
         measurement: Median, spread, threads, batch, runtime, machine, if measured.
     """
 
@@ -51,6 +53,7 @@ class CertificateRow:
     counted_from: str
     file: str
     sha256: str
+    base_counted_from: str = "file"
     measurement: Mapping[str, Any] | None = None
 
     @property
@@ -175,6 +178,8 @@ def certify(
     source: Source,
     costs: CostTable,
     initializers: Mapping[str, str] | None = None,
+    *,
+    smaller: bool = False,
 ) -> Certificate:
     """Put a certificate together.
 
@@ -184,6 +189,7 @@ def certify(
         source: What it was counted from.
         costs: Costs of every layer, counted from the same.
         initializers: Where every layer's weight lies in the file.
+        smaller: Layers are smaller than those of the original.
     """
     rows = tuple(
         CertificateRow(
@@ -197,6 +203,7 @@ def certify(
             counted_from="model" if source.name == "model" else "file",
             file=source.name,
             sha256=source.sha256,
+            base_counted_from="original" if smaller else "file",
             measurement=values[limit.key].measurement,
         )
         for limit in limits

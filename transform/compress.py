@@ -79,7 +79,9 @@ def compress(
             `update` and `compute`; higher is better; top-1 accuracy by default.
         out: Folder for the saved result, the ONNX file and its certificate; it must be free. A
             training run keeps its checkpoints there until it is finished.
-        resume: Continue a killed run from its checkpoints in `out`.
+        resume: Continue a killed run from its checkpoints in `out`. On the CPU the result is, bit
+            for bit, that of a run that was not killed, at the same number of threads
+            (`torch.set_num_threads`).
         device: Where to work; `None` means where the model is.
         seed: Seed of all randomness.
         progress: `"auto"`, `"bar"`, `"log"` or `"none"`.

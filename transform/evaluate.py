@@ -63,40 +63,83 @@ def evaluate(
     total: float = 0
     value: float | None
     samples = 0
-    if not isinstance(data, Iterable):
-        raise ArgumentError(
-            f"{type(data).__name__} is not iterable",
-            where="valid",
-            remedy="Pass an iterable of batches: a DataLoader or a list.",
-        )
     with evaluating(model), _typed_errors():
-        for item in data:
-            batch = as_batch(model, item)
-            if batch.targets is None:
+        for outputs, targets, size in _evaluated(model, data, device):
+            if targets is None:
                 return None
-            outputs, targets = batch.call.to(device)(model), moved(batch.targets, device)
             if isinstance(metric, Accumulator):
                 metric.update(outputs, targets)
                 samples += 1
                 continue
-            size = batch.call.batch_size or 1
             if metric is None:
-                value = _correct(outputs, targets)
+                right = _correct(outputs, targets)
+                value = None if right is None else int(right.sum())
             else:
                 value = float(metric(outputs, targets)) * size
             if value is None:
                 return None
             total, samples = total + value, samples + size
     if not samples:
-        raise ArgumentError(
-            "no batches", where="valid", remedy="Pass a list or a loader, not a spent generator."
-        )
+        raise _no_batches()
     result = float(metric.compute()) if isinstance(metric, Accumulator) else total / samples
     if not math.isfinite(result):
         raise ArgumentError(
             f"the metric is {result}", where="metric", remedy="Return a finite number."
         )
     return result
+
+
+def correct_samples(
+    model: nn.Module, data: Iterable[Any], device: torch.device
+) -> list[bool] | None:
+    """Whether a model's largest output is the target, for each sample in the order of the data.
+
+    Args:
+        model: Any model; run in evaluation mode.
+        data: Batches; see `transform.compress`.
+        device: Where the model is.
+
+    Returns:
+        One truth value a sample, whose mean is what `evaluate` returns; `None` where that does.
+
+    Raises:
+        ArgumentError: As `evaluate`.
+    """
+    found: list[bool] = []
+    with evaluating(model), _typed_errors():
+        for outputs, targets, _ in _evaluated(model, data, device):
+            right = None if targets is None else _correct(outputs, targets)
+            if right is None:
+                return None
+            found += right.tolist()
+    if not found:
+        raise _no_batches()
+    return found
+
+
+def _evaluated(
+    model: nn.Module, data: Iterable[Any], device: torch.device
+) -> Iterator[tuple[Any, Any, int]]:
+    """Outputs, targets and size of every batch; no targets end it, before the model is run."""
+    if not isinstance(data, Iterable):
+        raise ArgumentError(
+            f"{type(data).__name__} is not iterable",
+            where="valid",
+            remedy="Pass an iterable of batches: a DataLoader or a list.",
+        )
+    for item in data:
+        batch = as_batch(model, item)
+        if batch.targets is None:
+            yield None, None, 0
+            return
+        outputs = batch.call.to(device)(model)
+        yield outputs, moved(batch.targets, device), batch.call.batch_size or 1
+
+
+def _no_batches() -> ArgumentError:
+    return ArgumentError(
+        "no batches", where="valid", remedy="Pass a list or a loader, not a spent generator."
+    )
 
 
 @contextmanager
@@ -114,8 +157,8 @@ def _typed_errors() -> Iterator[None]:
         ) from error
 
 
-def _correct(outputs: Any, targets: Any) -> int | None:
-    """Samples whose largest output is the target."""
+def _correct(outputs: Any, targets: Any) -> Tensor | None:
+    """Whether each sample's largest output is the target, `(N,)`; `None` if that says nothing."""
     if isinstance(outputs, Mapping):
         outputs = next(iter(outputs.values()), None)
     if isinstance(outputs, tuple | list):
@@ -126,4 +169,5 @@ def _correct(outputs: Any, targets: Any) -> int | None:
         return None
     if len(targets) != len(outputs):
         raise ArgumentError(f"{len(targets)} targets for {len(outputs)} outputs", where="valid")
-    return int((outputs.argmax(1) == targets).sum())
+    right: Tensor = outputs.argmax(1) == targets
+    return right

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from energy_model.budget import Budget
+from energy_model.cost import CostTable
 from energy_model.errors import PostconditionError, PreconditionError
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
@@ -27,7 +28,7 @@ from transform.evaluate import Metric, evaluate
 from transform.fingerprint import state_digest
 from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
-from transform.result import Compressed, Costs
+from transform.result import Compressed, Costs, smaller_layers
 from transform.training.fit import Training, fit, run_identity
 
 
@@ -61,11 +62,10 @@ class Request:
     training: Training | None
     layers: Mapping[Selector, Any] | None = None
 
-    def nonzeros(self, graph: ModelGraph, name: str) -> int:
+    def nonzeros(self, site: Site) -> int:
         """Nonzero weights of a layer in the caller's own model."""
-        path, attribute = graph.by_name[name].owners[0]
+        path, attribute = site.owners[0]
         parameter = getattr(self.model.get_submodule(path), attribute).detach().reshape(-1)
-        site = graph.by_name[name]
         return int(torch.count_nonzero(parameter[site.start : site.start + site.size]))
 
     @property
@@ -83,7 +83,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     choice, training = request.choice, request.training
     with show.stage("tracing the model"):
         graph = trace(_copied(request.model, request.device), request.call)
-    graph.rules = select_layers(graph, request.layers)
+    sites, graph.rules = graph.by_name, select_layers(graph, request.layers)
     graph.decisions += [Decision(name, "rule", _told(rule)) for name, rule in graph.rules.items()]
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
     subject = Subject(graph, request.hardware)
@@ -105,13 +105,12 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         method.prepare(graph, plan, setting)
         history = _trained(request, graph, method, limits, show) if training else []
         method.finalize(graph, setting)
-        finished = _finished(graph, request)
+        finished = _finished(graph, request, sites)
     with show.stage("certifying"):
-        result = _certified(finished, request, limits, plan)
+        result = _certified(finished, request, limits, plan, before)
     scores["after"] = _score(request, finished.module, show)
     result.metrics = scores
     result.history = _history(before.total.energy.relaxed, result, history)
-    result.costs = Costs(before, result.costs.after)
     return result
 
 
@@ -128,7 +127,9 @@ def _trained(
         # Files and measurements are made once, at the end; what can be counted is counted here.
         subject = Subject(graph, request.hardware)
         counted = [limit for limit in limits if limit.key in COUNTED]
-        return all(reached_value(x.key, subject).number <= x.maximum for x in counted)
+        saved = {"energy": method.still_saved()}
+        reached = {x.key: reached_value(x.key, subject).number for x in counted}
+        return all(reached[x.key] - saved.get(x.key, 0) <= x.maximum for x in counted)
 
     return fit(
         request.training,
@@ -170,16 +171,23 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
         ) from error
 
 
-def _finished(graph: ModelGraph, request: Request) -> ModelGraph:
-    """Trace the finished model anew: nothing is taken from the method's own books."""
+def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) -> ModelGraph:
+    """Trace the finished model anew: nothing is taken from the method's own books.
+
+    Args:
+        graph: What the method has finished.
+        request: The request.
+        sites: The sites of the original: a method may have made layers smaller.
+    """
     if any(parametrize.is_parametrized(m) for s in graph.compressible for m in _owners(graph, s)):
         raise PostconditionError(
             "the finished model still has parametrized weights",
             where=f"method {request.choice.spec.name!r}",
             remedy="finalize() must bake them.",
         )
-    finished = trace(graph.module, request.call)
-    _check_rules(graph, finished, request)
+    finished = trace(graph.runnable, request.call)
+    finished.rewritten = graph.rewritten
+    _check_rules(graph.rules, sites, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
 
@@ -190,13 +198,13 @@ def _told(rule: LayerRule) -> str:
     return f"keeps at least {rule.min_density:.4g} of its weights"
 
 
-def _check_rules(before: ModelGraph, after: ModelGraph, request: Request) -> None:
+def _check_rules(
+    rules: Mapping[str, LayerRule], sites: Mapping[str, Site], after: ModelGraph, request: Request
+) -> None:
     """Every method respects the rules for single layers, or says so by failing."""
-    for name, rule in before.rules.items():
-        site = after.by_name.get(name)
-        kept = 0 if site is None else int(torch.count_nonzero(after.weight(site)))
-        size = before.by_name[name].size
-        had = request.nonzeros(before, name)
+    for name, rule in rules.items():
+        kept, size = _kept(sites[name], after), sites[name].size
+        had = request.nonzeros(sites[name])
         if kept < min(rule.least(size), had):
             raise PostconditionError(
                 f"{kept} of {size} weights are left, the rule says at least {rule.least(size)}",
@@ -205,18 +213,32 @@ def _check_rules(before: ModelGraph, after: ModelGraph, request: Request) -> Non
             )
 
 
+def _kept(site: Site, after: ModelGraph) -> int:
+    """Nonzero weights that are left of a site; the first owner of a tied one may be another."""
+    owners = set(site.owners)
+    same = [s for s in after.sites if owners & set(s.owners)]
+    parts = [s for s in same if (s.start, s.size) == (site.start, site.size)]
+    return sum(int(torch.count_nonzero(after.weight(s))) for s in parts or same)
+
+
 def _owners(graph: ModelGraph, site: Site) -> Sequence[nn.Module]:
     return [graph.module.get_submodule(path) for path, _ in site.owners]
 
 
 def _certified(
-    graph: ModelGraph, request: Request, limits: Sequence[ResolvedLimit], plan: Plan
+    graph: ModelGraph,
+    request: Request,
+    limits: Sequence[ResolvedLimit],
+    plan: Plan,
+    before: CostTable,
 ) -> Compressed:
     choice = request.choice
     subject = Subject(graph, request.hardware)
     values = {limit.key: reached_value(limit.key, subject) for limit in limits}
     source = Source("model", state_digest(graph.module))
-    certificate = certify(limits, values, source, subject.costs)
+    costs = Costs(before, subject.costs)
+    smaller = smaller_layers(costs)
+    certificate = certify(limits, values, source, subject.costs, smaller=smaller)
     for row in certificate.rows:
         if not row.holds:
             raise PostconditionError(
@@ -229,7 +251,7 @@ def _certified(
         certificate=certificate,
         decisions=tuple(graph.decisions),
         plan=plan,
-        costs=Costs(subject.costs, subject.costs),
+        costs=costs,
         method=choice.spec.name,
         config=choice.config.to_dict(),
         limits=tuple(limits),

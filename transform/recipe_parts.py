@@ -100,15 +100,16 @@ def named(name: str) -> Iterator[None]:
         raise ArgumentError(error.what, where=where, remedy=error.remedy) from error
 
 
-def read_method(values: Any) -> tuple[MethodConfig, str]:
-    """The configuration of a method, and what it is called in tables."""
+def read_method(values: Any) -> tuple[MethodConfig, str, Mapping[str, Any]]:
+    """A method's configuration, what it is called in tables, and how it alone is trained."""
     given = dict(mapping_of(values, "method"))
     name, label = str(given.pop("name", "")), given.pop("label", None)
+    train = mapping_of(given.pop("train", {}), "method.train")
     with named("method"):
         spec, _ = find_method(name)
         config = spec.config.from_dict(given)
     told = ", ".join(f"{key} {value}" for key, value in given.items())
-    return config, str(label or (f"{name} ({told})" if told else name))
+    return config, str(label or (f"{name} ({told})" if told else name)), train
 
 
 def mapping_of(values: Any, where: str) -> Mapping[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError, StorageError
+from passes.inputs import as_batch
 from passes.storage.atomic import json_bytes, read_json, write_file
 from transform.compress import compress
-from transform.evaluate import evaluate
+from transform.evaluate import correct_samples
 from transform.progress import Mode
 from transform.recipe_parts import Cell
 from transform.recipes import Recipe
@@ -87,10 +91,7 @@ def run_cell(
             progress=progress,
         )
     place = next(result.model.parameters()).device
-    tested = {
-        "before": _tested(model.to(place), test, place),
-        "after": _tested(result.model, test, place),
-    }
+    tested, correct = _tested(model.to(place), result.model, test, place)
     found = {
         "format": FORMAT,
         "version": VERSION,
@@ -101,9 +102,12 @@ def run_cell(
         "seconds": round(time.monotonic() - began, 1),
         **_measured(result),
         "metrics": {"valid": dict(result.metrics), "test": tested},
+        "test_correct": correct,
+        "curve": training_curve(result.history),
     }
     write_file(folder / RESULT, json_bytes(found))
-    return found
+    # As a later call reads it: tuples of a configuration have become lists.
+    return read_json(folder / RESULT)
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
@@ -185,8 +189,50 @@ def _drop_halves(out: Path) -> None:
             path.unlink()
 
 
-def _tested(model: nn.Module, test: Iterable[Any] | None, device: torch.device) -> float | None:
-    return None if test is None else evaluate(model, test, device)
+def _tested(
+    original: nn.Module, finished: nn.Module, test: Iterable[Any] | None, device: torch.device
+) -> tuple[dict[str, float | None], dict[str, Any] | None]:
+    """Test accuracies, and which samples are right: the test data are read once by each model."""
+    accuracy: dict[str, float | None] = {"before": None, "after": None}
+    correct: dict[str, Any] = {}
+    for name, model in (("before", original), ("after", finished)):
+        order = hashlib.sha256()
+        right = None
+        if test is not None:
+            right = correct_samples(model, _noted(model, test, order), device)
+        if right is None:
+            return {"before": None, "after": None}, None
+        accuracy[name] = statistics.fmean(right)
+        correct |= {"samples": len(right), "order": order.hexdigest()[:16], name: packed(right)}
+    return accuracy, correct
+
+
+def _noted(model: nn.Module, data: Iterable[Any], order: Any) -> Iterator[Any]:
+    """The batches, their targets taken into a digest: only equal orders are paired by sample."""
+    for item in data:
+        targets = as_batch(model, item).targets
+        if targets is not None:
+            order.update(torch.as_tensor(targets).long().cpu().numpy().tobytes())
+        yield item
+
+
+def packed(truths: Sequence[bool]) -> str:
+    """Truth values as bits in hexadecimal, the first in the highest bit, filled up with zeros."""
+    return np.packbits(np.asarray(truths, bool)).tobytes().hex()
+
+
+def training_curve(history: Iterable[Mapping[str, Any]]) -> list[list[float | int | None]]:
+    """One row an epoch out of a history: epoch, mean loss, validation metric or `None`, rate."""
+    rows: list[list[float | int | None]] = []
+    for event in history:
+        if "epoch" not in event or "loss" not in event:
+            continue
+        row = [event["epoch"], event["loss"], event.get("metric"), event.get("lr")]
+        # What is logged within an epoch comes before its last row, which holds the mean.
+        if rows and rows[-1][0] == row[0]:
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def _measured(result: Compressed) -> dict[str, Any]:

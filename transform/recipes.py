@@ -23,6 +23,7 @@ from transform.recipe_parts import (
 from transform.training.config import TrainConfig
 
 _REQUIRED = ("name", "model", "data", "input", "classes", "budget", "cost")
+_TIMES = ("epochs", "batches_per_epoch")
 _TEXTS = ("name", "model", "data", "input", "budget", "about", "weights", "hardware")
 
 
@@ -40,7 +41,8 @@ class Recipe:
         cost: What it costs.
         about: What is measured, for people.
         weights: Trained weights, relative to the data root; `""` starts at random.
-        method: Name (`name`), label in tables (`label`), and fields of its configuration.
+        method: Name (`name`), label in tables (`label`), training fields of its own (`train`), and
+            fields of its configuration.
         train: Fields of `TrainConfig`, or `None` for one shot.
         seed: Of the single run.
         valid: The part of the data that choices are made on: always `"valid"`.
@@ -127,29 +129,39 @@ class Recipe:
         """The same on a few random numbers: one batch, one epoch, untrained weights."""
         train = None if self.train is None else {**self.train, "epochs": 1, "batches_per_epoch": 1}
         matrix = {
-            name: values
+            name: [_untimed(value) for value in values] if name == "method" else values
             for name, values in self.matrix.items()
-            if name not in ("train.epochs", "train.batches_per_epoch")
+            if name.removeprefix("train.") not in _TIMES
         }
         data = f"fake:{self.input}:{self.classes}:batch=2"
-        return replace(self, data=data, weights="", train=train, matrix=matrix)
+        method = _untimed(self.method)
+        return replace(self, data=data, weights="", method=method, train=train, matrix=matrix)
 
     def _cell(self, number: int, chosen: Mapping[str, Any]) -> Cell:
         budget = str(chosen.get("budget", self.budget))
         with named("budget"):
             Budget.parse(budget)
-        method, label = read_method(chosen.get("method", self.method))
+        method, label, own = read_method(chosen.get("method", self.method))
         seed = chosen.get("seed", self.seed)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ArgumentError(f"{seed!r} is not a seed", where="seed", remedy="From 0.")
-        return Cell(number, budget, method, label, seed, self._train(chosen))
+        return Cell(number, budget, method, label, seed, self._train(chosen, own))
 
-    def _train(self, chosen: Mapping[str, Any]) -> TrainConfig | None:
-        own = {k.partition(".")[2]: v for k, v in chosen.items() if k.startswith("train.")}
+    def _train(self, chosen: Mapping[str, Any], own: Mapping[str, Any]) -> TrainConfig | None:
+        varied = {k.partition(".")[2]: v for k, v in chosen.items() if k.startswith("train.")}
+        own = {**own, **varied}
         if self.train is None and not own:
             return None
         with named("train"):
             return TrainConfig.from_dict({**mapping_of(self.train or {}, "train"), **own})
+
+
+def _untimed(method: Any) -> Any:
+    """A method without its own number of epochs."""
+    if not isinstance(method, Mapping) or not isinstance(method.get("train"), Mapping):
+        return method
+    train = {key: value for key, value in method["train"].items() if key not in _TIMES}
+    return {**method, "train": train}
 
 
 def load_recipe(name: str | Path) -> Recipe:

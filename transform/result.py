@@ -33,6 +33,12 @@ class Costs:
     after: CostTable
 
 
+def smaller_layers(costs: Costs) -> bool:
+    """Whether a layer has another shape than in the original."""
+    before, after = costs.before.total, costs.after.total
+    return (before.weights, before.dense) != (after.weights, after.dense)
+
+
 @dataclass(frozen=True, slots=True)
 class Export:
     """An exported file, checked.
@@ -132,7 +138,8 @@ class Compressed:
         values = {limit.key: reached_value(limit.key, subject) for limit in self.limits}
         names = {site: stored.name for site, stored in recount.stored.items()}
         source = Source(written.path.name, recount.sha256, written.bytes)
-        certificate = certify(self.limits, values, source, recount.costs, names)
+        smaller = smaller_layers(self.costs)
+        certificate = certify(self.limits, values, source, recount.costs, names, smaller=smaller)
         model, file = self.costs.after.total, recount.costs.total
         if file.energy.exact > model.energy.exact or not certificate.holds:
             raise PostconditionError(

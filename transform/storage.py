@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,19 @@ from energy_model.budget import Budget
 from energy_model.cost import CostTable
 from energy_model.errors import CompressionError, StorageError
 from energy_model.resolved import ResolvedLimit
-from passes.graph import Decision, ModelGraph
+from passes.graph import Decision
 from passes.inputs import Call, one_sample
 from passes.methods.plan import Plan
 from passes.storage.atomic import json_bytes, read_json, storage_errors, write_file, write_folder
-from passes.storage.graph_json import graph_from_json, graph_state, graph_to_json
+from passes.storage.graph_json import (
+    as_graph,
+    calls_custom_functions,
+    custom_functions,
+    graph_from_json,
+    graph_state,
+    graph_to_json,
+)
+from passes.storage.modules import model_class_name
 from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
 from passes.storage.tree import pack_tree, unpack_tree
 from passes.tracing.trace import trace
@@ -60,7 +68,9 @@ _FIELDS: dict[str, type] = {
 def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
     """Write a result to a new folder, all of it or nothing; see `Compressed.save`."""
     graph = result.graph
-    tensors, aliases = _tensors(graph)
+    # A rewritten model is a graph itself; traced anew, its state would come in another order.
+    stored = as_graph(graph.module) if graph.rewritten else graph.graph_module
+    tensors, aliases = _tensors(graph.module, {} if stored is None else graph_state(stored))
     example, structure = _example(graph.call)
     with (
         storage_errors(directory),
@@ -72,7 +82,7 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
             "weights_sha256": sha256_file(weights),
             "aliases": aliases,
             "example": structure,
-            "graph": None if graph.graph_module is None else graph_to_json(graph.graph_module),
+            "graph": None if stored is None else graph_to_json(stored),
         }
         files: dict[str, bytes] = {}
         if onnx:
@@ -103,7 +113,8 @@ def _describe(result: Compressed) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "class": f"{type(result.model).__module__}.{type(result.model).__qualname__}",
+        "class": model_class_name(result.model),
+        "rewritten": result.graph.rewritten,
         "training": {path: module.training for path, module in result.model.named_modules()},
         "keys": list(result.model.state_dict()),
         "method": result.method,
@@ -123,12 +134,18 @@ def _describe(result: Compressed) -> dict[str, Any]:
     }
 
 
-def _tensors(graph: ModelGraph) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, and the names under which it is known besides."""
-    tensors = graph_state(graph.graph_module) if graph.graph_module is not None else {}
+def _tensors(
+    module: nn.Module, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and the names under which it is known besides.
+
+    Args:
+        module: The model.
+        tensors: Those that its graph needs; taken up.
+    """
     first = {_identity(tensor): name for name, tensor in tensors.items()}
     aliases: dict[str, str] = {}
-    for name, tensor in graph.module.state_dict().items():
+    for name, tensor in module.state_dict().items():
         known = first.setdefault(_identity(tensor), name)
         if known != name:
             aliases[name] = known
@@ -167,7 +184,9 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
         directory: The folder.
         model: An instance of the original class, with any weights. With it the result's model is of
             that class; without it the model is rebuilt from the saved graph, which needs every
-            layer to be of torch or torchvision.
+            layer to be of torch or torchvision. A graph that a method has rewritten (input masks)
+            is always rebuilt: then only those layers and functions are taken from `model` that are
+            the user's own, and without any it is ignored.
 
     Returns:
         The result as it was saved.
@@ -214,9 +233,17 @@ def _restored(
 
     aliases = description["aliases"]
     state = {k: v for k, v in tensors.items() if not k.startswith(_EXAMPLE)}
-    module = _module(description, state, aliases, model, where)
     args, kwargs = unpack_tree(description["example"], tensors)
-    graph = trace(module, Call(tuple(args), kwargs))
+    call = Call(tuple(args), kwargs)
+    rewritten = description.get("rewritten", False)
+    if not isinstance(rewritten, bool):
+        raise _damaged(where, f"'rewritten' is {type(rewritten).__name__}")
+    if model is None or rewritten:
+        module = _rebuilt(description, state, model, call, where)
+    else:
+        module = _filled(description, state, aliases, model, where)
+    graph = trace(module, call)
+    graph.rewritten = rewritten
     decisions = tuple(Decision(**item) for item in description["decisions"])
     graph.decisions[:] = decisions
     limits = []
@@ -238,22 +265,52 @@ def _restored(
     )
 
 
-def _module(
+def _rebuilt(
+    description: dict[str, Any],
+    state: dict[str, Tensor],
+    model: nn.Module | None,
+    call: Call,
+    where: str,
+) -> nn.Module:
+    """The model from its saved graph; what is the user's own comes from `model`."""
+    data = description["graph"]
+    if data is None:
+        raise StorageError(
+            f"the model could not be traced, so only its weights were saved; its class is "
+            f"{description['class']}",
+            where=where,
+            remedy="Pass model=, an instance of that class.",
+        )
+    if model is None:
+        return graph_from_json(data, state)
+    functions = _functions(model, call, where) if calls_custom_functions(data) else {}
+    return graph_from_json(
+        data, state, dict(model.named_modules(remove_duplicate=False)), functions
+    )
+
+
+def _functions(model: nn.Module, call: Call, where: str) -> dict[str, Callable[..., Any]]:
+    """The user's own functions that a model calls in its forward, by name."""
+    try:
+        traced = trace(model, call, train=False).graph_module
+    except CompressionError as error:
+        raise StorageError(
+            f"the saved graph calls functions of the model's own, and the {type(model).__name__} "
+            f"given does not run: {error.what}",
+            where=where,
+            remedy="Pass model=, an instance of the class that was compressed.",
+        ) from error
+    return {} if traced is None else custom_functions(traced)
+
+
+def _filled(
     description: dict[str, Any],
     state: dict[str, Tensor],
     aliases: Mapping[str, str],
-    model: nn.Module | None,
+    model: nn.Module,
     where: str,
 ) -> nn.Module:
-    if model is None:
-        if description["graph"] is None:
-            raise StorageError(
-                f"the model could not be traced, so only its weights were saved; its class is "
-                f"{description['class']}",
-                where=where,
-                remedy="Pass model=, an instance of that class.",
-            )
-        return graph_from_json(description["graph"], state)
+    """A copy of the user's model with the saved weights."""
     module = copy.deepcopy(model)
     full = state | {name: state[known] for name, known in aliases.items()}
     why = "its state-dict keys are others"

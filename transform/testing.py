@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from energy_model.budget import Budget
-from energy_model.errors import InfeasibleBudget, PostconditionError
+from energy_model.errors import InfeasibleBudget
 from energy_model.hardware import load_hardware
 from passes.inputs import as_call
 from passes.methods.base import MethodSpec
@@ -28,75 +25,53 @@ from transform.limits import Subject
 from transform.pipeline import resolve
 from transform.result import Compressed
 from transform.storage import load
+from transform.testing_parts import feasible, require, small_models, unchanged
+from transform.testing_resume import Trial, check_killed, check_resumed
 
 _SHARES = ("90%", "60%", "30%")
 
 
-class _TiedNet(nn.Module):
-    """Two layers that share one weight, and a norm between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(12, 12)
-        self.norm = nn.BatchNorm1d(12)
-        self.second = nn.Linear(12, 12)
-        self.second.weight = self.first.weight
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Input `(N, 12)`, output `(N, 5)`."""
-        hidden = torch.relu(self.norm(self.first(x)))
-        result: Tensor = self.head(torch.relu(self.second(hidden)))
-        return result
-
-
-def _models() -> Iterator[tuple[nn.Module, Tensor]]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        conv = nn.Sequential(
-            nn.Conv2d(2, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, groups=2),
-            nn.Flatten(),
-            nn.Linear(8 * 6 * 6, 10),
-        )
-        yield conv.train(), torch.randn(3, 2, 8, 8)
-        yield _TiedNet().eval(), torch.randn(4, 12)
-
-
-def check_method(method: str | MethodConfig) -> None:
+def check_method(method: str | MethodConfig, *, kill: bool = False) -> None:
     """Check a registered method against the contract, on small models.
 
     Checked: the configuration survives `to_dict` and `from_dict`; `plan` is pure and repeatable;
     every limit that the method says it serves is met, or refused with a tightest value that really
     is reachable; the caller's model and the global random state are untouched; the result is plain,
-    finite, deterministic, of the caller's class when no shape changed, and survives saving.
+    finite, deterministic, of the caller's class when no shape changed, and survives saving. In
+    training: `state_dict` holds only what a checkpoint can (numbers, strings, tensors, and lists,
+    tuples and dicts of them), `load_state_dict` takes all of it back, and a run that was stopped
+    in the middle of its epochs and resumed from `out` has, bit for bit, the weights, history and
+    certificate of one that was not (on the CPU).
 
     Args:
         method: A name out of `transform.methods()`, or a configuration object.
+        kill: Also end a run by SIGKILL (POSIX) and resume it, each in a process of its own. The
+            method must be registered where a fresh process finds it.
 
     Raises:
         PostconditionError: The clause that is broken, and on which model and limit.
+        ArgumentError: `kill`, and a fresh process does not find the method.
     """
     spec, config = find_method(method)
+    keys = sorted(spec.serves)
+    require(bool(keys), "the method serves no limit", spec.name)
     _check_config(spec, config)
-    for model, example in _models():
-        for key in sorted(spec.serves):
+    for number, (model, example) in enumerate(small_models()):
+        for key in keys:
             for share in _SHARES:
                 where = f"{spec.name}: {key}<={share} on {type(model).__name__}"
                 _check_plan(spec, config, model, example, f"{key}<={share}", where)
                 _check_run(config, model, example, f"{key}<={share}", where)
-
-
-def _require(condition: bool, what: str, where: str) -> None:
-    if not condition:
-        raise PostconditionError(what, where=where, remedy="See transform.testing.check_method.")
+        budget = f"{keys[number % len(keys)]}<={_SHARES[1]}"
+        where = f"{spec.name}: {budget} on {type(model).__name__}, trained"
+        trial = check_resumed(spec, Trial(config, model, example, budget), where)
+        if kill and not number:
+            check_killed(trial, spec, where)
 
 
 def _check_config(spec: MethodSpec, config: MethodConfig) -> None:
     again = spec.config.from_dict(config.to_dict())
-    _require(again == config, "the configuration changes when written and read", spec.name)
+    require(again == config, "the configuration changes when written and read", spec.name)
     method = spec.build(config)
     method.load_state_dict(copy.deepcopy(method.state_dict()))
 
@@ -118,63 +93,36 @@ def _check_plan(
         plans = [spec.build(config).plan(graph, subject.costs, limits) for _ in range(2)]
     except InfeasibleBudget:
         return
-    _require(plans[0] == plans[1], "plan() differs between two calls", where)
-    _require(state_digest(own) == before, "plan() changes the model", where)
-    _require(not _parametrized(own), "plan() parametrizes the model", where)
-
-
-def _random_state() -> tuple[Any, ...]:
-    numpy_state = np.random.get_state()  # noqa: NPY002 -- the global state is what is watched
-    return torch.get_rng_state().tolist(), random.getstate(), str(numpy_state)
+    require(plans[0] == plans[1], "plan() differs between two calls", where)
+    require(state_digest(own) == before, "plan() changes the model", where)
+    require(not _parametrized(own), "plan() parametrizes the model", where)
 
 
 def _parametrized(model: nn.Module) -> bool:
     return any(parametrize.is_parametrized(module) for module in model.modules())
 
 
-def _unchanged(model: nn.Module, where: str, action: Callable[[], Compressed]) -> Compressed:
-    """Run an action and check that the caller's model and random state do not notice."""
-    digest, flags = state_digest(model), [module.training for module in model.modules()]
-    state = _random_state()
-    try:
-        return action()
-    finally:
-        _require(state_digest(model) == digest, "the caller's model was changed", where)
-        modes = [module.training for module in model.modules()]
-        _require(modes == flags, "the caller's training flags were changed", where)
-        _require(_random_state() == state, "the global random state was used", where)
-
-
 def _check_run(
     config: MethodConfig, model: nn.Module, example: Tensor, budget: str, where: str
 ) -> None:
     def run(asked: Any) -> Compressed:
-        return _unchanged(
+        return unchanged(
             model,
             where,
             lambda: compress(model, asked, example_inputs=example, method=config, progress="none"),
         )
 
-    try:
-        result = run(budget)
-    except InfeasibleBudget as error:
-        tightest = error.tightest
-        _require(tightest > error.asked, "InfeasibleBudget for a value above the tightest", where)
-        try:
-            result = run({error.limit: int(tightest)})
-        except InfeasibleBudget as refused:
-            _require(False, f"the tightest value {tightest} is not reachable: {refused}", where)
-            raise
-    _require(result.certificate.holds, "the certificate does not hold", where)
-    _require(not _parametrized(result.model), "the result is still parametrized", where)
+    result = feasible(run, budget, where)
+    require(result.certificate.holds, "the certificate does not hold", where)
+    require(not _parametrized(result.model), "the result is still parametrized", where)
     finite = all(bool(torch.isfinite(p).all()) for p in result.model.parameters())
-    _require(finite, "the result holds weights that are not finite", where)
+    require(finite, "the result holds weights that are not finite", where)
     modes = result.model.training == model.training
-    _require(modes, "the result is not in the mode of the original", where)
+    require(modes, "the result is not in the mode of the original", where)
     _check_keys(model, result, where)
     once_more = run(str(result.limits[0].limit))
     same = state_digest(once_more.model) == state_digest(result.model)
-    _require(same, "the same seed gives another result", where)
+    require(same, "the same seed gives another result", where)
     _check_saved(result, example, where)
 
 
@@ -182,7 +130,7 @@ def _check_keys(model: nn.Module, result: Compressed, where: str) -> None:
     before, after = model.state_dict(), result.model.state_dict()
     if all(before[k].shape == t.shape for k, t in after.items() if k in before):
         same = type(result.model) is type(model) and list(before) == list(after)
-        _require(same, "no shape changed, but the class or the state-dict keys did", where)
+        require(same, "no shape changed, but the class or the state-dict keys did", where)
 
 
 def _check_saved(result: Compressed, example: Tensor, where: str) -> None:
@@ -192,4 +140,4 @@ def _check_saved(result: Compressed, example: Tensor, where: str) -> None:
     a, b = copy.deepcopy(result.model).eval(), loaded.model.eval()
     with torch.no_grad():
         same = torch.equal(a(example), b(example))
-    _require(same, "the saved and loaded result computes something else", where)
+    require(same, "the saved and loaded result computes something else", where)

@@ -59,6 +59,7 @@ class Subject:
 
 ALEXNET = Subject("AlexNet", "torchvision.models:alexnet", (1, 3, 224, 224))
 RESNET50 = Subject("ResNet-50", "torchvision.models:resnet50", (1, 3, 224, 224))
+RESNET18_32 = Subject("ResNet-18 at 32 x 32", "bench.zoo:resnet18", (1, 3, 32, 32))
 
 
 def concatenated(problem: Problem) -> Tensor:

@@ -15,7 +15,8 @@ from bench.speed.projection import measure_projection
 from bench.speed.ratio import Outcome
 from bench.speed.report import Conditions, SpeedReport
 from bench.speed.rounds import Settings
-from bench.speed.subjects import ALEXNET, RESNET50
+from bench.speed.subjects import ALEXNET, RESNET18_32, RESNET50
+from bench.speed.training import measure_training
 from bench.speed.verbs import measure_analyze, measure_compress
 from energy_model.errors import ArgumentError
 
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "memory": lambda s: measure_memory(ALEXNET, s) + measure_memory(RESNET50, s),
     "compress": lambda s: measure_compress(ALEXNET, s),
     "analyze": lambda s: measure_analyze(RESNET50, s),
+    "training": lambda s: measure_training(RESNET18_32, s),
     "import": measure_import,
 }
 

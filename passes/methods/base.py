@@ -4,7 +4,7 @@ A method is planned, prepared, trained through hooks, and finalized:
 
     plan(graph, costs, limits) -> Plan     pure; raises InfeasibleBudget
     prepare(graph, plan, run)              attach masks, quantizers, gates
-    on_loss, on_gradients, on_step, on_epoch
+    next_phase, on_phase_start, on_loss, on_gradients, on_step, on_epoch, on_phase_end
     finalize(graph, run)                   bake; afterwards the budget holds
 """
 
@@ -22,6 +22,7 @@ from energy_model.cost import CostTable
 from energy_model.resolved import ResolvedLimit
 from passes.graph import ModelGraph
 from passes.methods.config import MethodConfig
+from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
 
 
@@ -35,7 +36,7 @@ class Run:
         one_shot: Nothing is trained after `prepare`.
         limits: The budget in absolute terms.
         costs: Costs of the original, and the hardware they belong to.
-        total_steps: Optimizer steps of the whole training.
+        total_steps: Optimizer steps of one phase of the training.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -85,6 +86,19 @@ class Method(ABC):
     def finalize(self, graph: ModelGraph, run: Run) -> None:
         """Make the model plain again; afterwards the budget holds."""
 
+    def next_phase(self, ended: Sequence[PhaseEnd]) -> Phase | None:
+        """What is trained next, after some phases have ended; `None` when training is finished.
+
+        Pure: a resumed run asks again. Most methods train all parameters once.
+        """
+        return None if ended else Phase()
+
+    def on_phase_start(self, phase: Phase) -> None:  # noqa: B027 -- a hook
+        """Before the first step of a phase."""
+
+    def on_phase_end(self, phase: Phase) -> None:  # noqa: B027 -- a hook
+        """After the last epoch of a phase, before what it reached is saved."""
+
     def on_loss(self, loss: Tensor, batch: Any, outputs: Any) -> Tensor:
         """Add penalties to the loss."""
         return loss
@@ -93,10 +107,14 @@ class Method(ABC):
         """After the backward pass, before the optimizer's step."""
 
     def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
-        """After the optimizer's step."""
+        """After the optimizer's step; `step` counts within the phase."""
 
     def on_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
-        """After an epoch."""
+        """After an epoch of the phase."""
+
+    def still_saved(self) -> int:
+        """Energy that the model as it stands will lose in `finalize` without losing weights."""
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

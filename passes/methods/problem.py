@@ -62,8 +62,17 @@ def build_problem(
     *,
     min_per_layer: int,
     min_density: float,
+    saved: int = 0,
 ) -> Problem:
     """Set the problem up, and check that it has a solution.
+
+    Args:
+        graph: The traced model; read only.
+        costs: Costs of its sites.
+        limits: The budget in absolute terms.
+        min_per_layer: Weights that every layer keeps at least.
+        min_density: Share of its weights that every layer keeps at least.
+        saved: Energy of activations that will be saved by the time the budget must hold.
 
     Raises:
         InfeasibleBudget: What cannot be removed exceeds a limit.
@@ -87,7 +96,10 @@ def build_problem(
         build_ladder(site.size, _charges(site, weight, costs, limits), forced=least)
         for site, weight, least in zip(sites, weights, minimums, strict=True)
     )
-    fixed = tuple(_fixed(graph, costs, limit.key) for limit in limits)
+    fixed = tuple(
+        _fixed(graph, costs, limit.key) - (saved if limit.key == "energy" else 0)
+        for limit in limits
+    )
     problem = Problem(sites, weights, ladders, histograms, minimums, tuple(limits), fixed)
     _check_feasible(problem, costs)
     return problem
@@ -117,7 +129,7 @@ def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int:
     """Energy of activations, and of weights that are computed and cannot be compressed."""
     if key != "energy":
         return 0
-    floors = sum(costs[site.name].floor for site in graph.compressible)
+    floors = sum(site.activation_energy(costs.hardware) for site in graph.compressible)
     return floors + sum(costs[s.name].energy.relaxed for s in graph.sites if s.computed)
 
 
@@ -129,7 +141,7 @@ def _check_feasible(problem: Problem, costs: CostTable) -> None:
         if tightest <= limit.maximum:
             continue
         own = [
-            part + (costs[site.name].floor if limit.key == "energy" else 0)
+            part + (site.activation_energy(costs.hardware) if limit.key == "energy" else 0)
             for part, site in zip(forced, problem.sites, strict=True)
         ]
         binding = problem.sites[own.index(max(own))].name
@@ -138,7 +150,8 @@ def _check_feasible(problem: Problem, costs: CostTable) -> None:
         if limit.key == "energy":
             lower += " (activations alone are "
             lower += f"{limit.share(problem.fixed[index])}, {100 * activations:.0f} % of that), "
-            lower += "a smaller input, fewer channels"
+            lower += "a smaller input, fewer channels, trained input masks "
+            lower += "(EnergyProjection(input_mask=True, start='masks'))"
         raise InfeasibleBudget(
             f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
             f"original), but {tightest:,} ({limit.share(tightest)}) is the least that can be "

@@ -17,6 +17,7 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import ModelGraph
 from passes.methods.base import Method, Run
 from passes.methods.config import MethodConfig
+from passes.methods.phases import Phase
 from passes.methods.plan import Plan, PlanRow
 from passes.methods.problem import Problem, build_problem
 from passes.projection.allocate import Allocation
@@ -82,6 +83,7 @@ class Sparsifier(Method):
         self._start: tuple[int, ...] = ()
         self._projected_at = 0
         self._step = 0
+        self._settled = False
 
     @abstractmethod
     def allocation(self, problem: Problem) -> Allocation:
@@ -94,13 +96,20 @@ class Sparsifier(Method):
         limits: Sequence[ResolvedLimit],
         *,
         one_shot: bool,
+        saved: int = 0,
     ) -> Problem:
-        """The budget over the weights as they are now."""
+        """The budget over the weights as they are now; see `build_problem`."""
         density = self.config.min_density
         if density is None:
             density = ONE_SHOT_DENSITY if one_shot else 0.0
         least = self.config.min_per_layer
-        return build_problem(graph, costs, limits, min_per_layer=least, min_density=density)
+        return build_problem(
+            graph, costs, limits, min_per_layer=least, min_density=density, saved=saved
+        )
+
+    def saved(self, graph: ModelGraph, costs: CostTable) -> int:
+        """Energy of activations that the method will save before weights are projected."""
+        return 0
 
     def plan(
         self,
@@ -111,7 +120,8 @@ class Sparsifier(Method):
         one_shot: bool = True,
     ) -> Plan:
         """Decide how many weights every layer keeps; see `Method.plan`."""
-        problem = self.problem(graph, costs, limits, one_shot=one_shot)
+        saved = self.saved(graph, costs)
+        problem = self.problem(graph, costs, limits, one_shot=one_shot, saved=saved)
         allocation = self.allocation(problem)
         return Plan(
             self.name,
@@ -122,28 +132,30 @@ class Sparsifier(Method):
             },
             allowed={limit.key: limit.maximum for limit in limits},
             gap=allocation.gap,
-            details={"next_charges": list(allocation.next_charges or ())},
+            details={"next_charges": list(allocation.next_charges or ()), "saved": saved},
         )
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
-        """In one shot, zero what the plan does not keep; in training, note where it starts."""
+        """In one shot, zero what the plan does not keep."""
         self._graph, self._run = graph, run
         if run.one_shot:
             keep_largest(graph, plan.kept)
-            return
-        problem = self._problem_now(run.limits)
-        self._start = problem.used()
+
+    def on_phase_start(self, phase: Phase) -> None:
+        """Note where the budget starts to fall."""
+        self._start = self._problem_now(self._run.limits).used()
+        self._step = self._projected_at = 0
 
     def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Project every `interval` steps."""
         self._step = step
         if step % self.config.interval == 0:
-            self._project(self.limits_at(step))
+            self._project_now()
 
     def on_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         """Project at the end of the epoch, so that what is evaluated is within its budget."""
         if self._projected_at != self._step:
-            self._project(self.limits_at(self._step))
+            self._project_now()
 
     def finalize(self, graph: ModelGraph, run: Run) -> None:
         """Project onto the final budget, whatever the loop did."""
@@ -154,7 +166,9 @@ class Sparsifier(Method):
     def limits_at(self, step: int) -> tuple[ResolvedLimit, ...]:
         """The budget after `step` optimizer steps, between where training starts and the target."""
         total = max(1, round(self._run.total_steps * (1 - self.config.hold)))
-        done = 1.0 if self.config.schedule == "none" else min(1.0, step / total)
+        done = min(1.0, step / total)
+        if self._settled or self.config.schedule == "none":
+            done = 1.0
         return tuple(
             replace(limit, maximum=self._between(start, limit.maximum, done))
             for limit, start in zip(self._run.limits, self._start, strict=True)
@@ -180,7 +194,12 @@ class Sparsifier(Method):
     def _problem_now(self, limits: Sequence[ResolvedLimit]) -> Problem:
         if self._graph is None or self._run.costs is None:
             raise PreconditionError("prepare() was not called", where=f"method {self.name!r}")
-        return self.problem(self._graph, self._run.costs, limits, one_shot=False)
+        saved = self.still_saved()
+        return self.problem(self._graph, self._run.costs, limits, one_shot=False, saved=saved)
+
+    def _project_now(self) -> None:
+        """Project what is trained, as far as the schedule has come."""
+        self._project(self.limits_at(self._step))
 
     def _project(self, limits: Sequence[ResolvedLimit]) -> None:
         problem = self._problem_now(limits)

@@ -35,7 +35,7 @@ def freeze(graph: ModelGraph) -> Frozen:
     Args:
         graph: A graph whose methods are finalized; it is not changed.
     """
-    model = copy.deepcopy(graph.module).eval()
+    model = copy.deepcopy(graph.runnable).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     module: nn.Module = model

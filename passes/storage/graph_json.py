@@ -21,7 +21,14 @@ from passes.storage.nodes import decode_nodes, encode_node
 from passes.storage.state import TensorRecord, assign_tensors, graph_state, tensor_records
 from passes.storage.values import damaged
 
-__all__ = ["custom_functions", "graph_from_json", "graph_state", "graph_to_json"]
+__all__ = [
+    "as_graph",
+    "calls_custom_functions",
+    "custom_functions",
+    "graph_from_json",
+    "graph_state",
+    "graph_to_json",
+]
 
 _FORMAT = "fx-graph"
 _VERSION = 1
@@ -116,6 +123,18 @@ def custom_functions(graph_module: fx.GraphModule) -> dict[str, Callable[..., An
         if isinstance(target, dict):
             found[target["custom"]] = node.target
     return found
+
+
+def as_graph(model: nn.Module) -> fx.GraphModule | None:
+    """The model itself, if it is a graph."""
+    return model if isinstance(model, fx.GraphModule) else None
+
+
+def calls_custom_functions(data: Mapping[str, Any]) -> bool:
+    """Whether a stored graph calls functions that `graph_from_json` must be handed."""
+    nodes = _items(data.get("nodes"), "nodes")
+    targets = (node.get("target") for node in nodes if isinstance(node, dict))
+    return any(isinstance(target, dict) for target in targets)
 
 
 def _describe_modules(root: fx.GraphModule) -> list[dict[str, Any]]:

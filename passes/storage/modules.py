@@ -69,6 +69,12 @@ def _qualified(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def model_class_name(model: nn.Module) -> str:
+    """The class of a whole model, for people; fx names a graph's after the model it traced."""
+    cls = type(model)
+    return cls.__name__ if isinstance(model, fx.GraphModule) else _qualified(cls)
+
+
 def is_container(module: nn.Module) -> bool:
     """Whether the module only holds others, so that its children are stored one by one."""
     plain = type(module) in _CONTAINERS.values() or isinstance(module, fx.GraphModule)
@@ -206,14 +212,15 @@ def _construct(factory: Any, arguments: dict[str, Any], path: str) -> nn.Module:
 def _custom(name: str, path: str, modules: Mapping[str, nn.Module]) -> nn.Module:
     given = modules.get(path)
     if given is None:
+        lacks = "the model given has none here" if modules else "not part of torch or torchvision"
         raise StorageError(
-            f"the module is an instance of {name}, which is not part of torch or torchvision",
+            f"the module is an instance of {name}: {lacks}",
             where=path,
             remedy="Pass model=..., an instance of the class that was compressed.",
         )
     if _qualified(type(given)) != name:
         raise StorageError(
-            f"the model given holds a {_qualified(type(given))} here, the saved one a {name}",
+            f"the model given holds a {model_class_name(given)} here, the saved one a {name}",
             where=path,
             remedy="Pass model=..., an instance of the class that was compressed.",
         )

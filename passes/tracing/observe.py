@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from energy_model.input_support import InputSupport
 from energy_model.shapes import LayerShape
 
 
@@ -32,12 +33,14 @@ class Product:
         count: Repetitions within one inference.
         weight: The weight operand; when that is a rearranged copy of a parameter, the parameter.
         module: Path of the innermost module that was running.
+        inputs: Inputs that a constant mask leaves; `None` is all of them.
     """
 
     shape: LayerShape
     count: int
     weight: Tensor
     module: str
+    inputs: InputSupport | None = None
 
 
 @dataclass
@@ -45,6 +48,7 @@ class _Pad:
     """The output of the last zero padding, which belongs to the convolution that follows."""
 
     output: Tensor
+    source: Tensor
     amounts: tuple[tuple[int, int], ...]
 
 
@@ -61,12 +65,37 @@ class _Derived:
     origin: Tensor | None
 
 
+@dataclass
+class _Masked:
+    """The output of a product with a buffer: an input mask of the layers that read it.
+
+    Attributes:
+        output: Kept alive, so that its storage is not given to another tensor.
+        mask: The buffer, of the shape of one sample.
+        version: What in-place operations on the output change.
+    """
+
+    output: Tensor
+    mask: Tensor
+    version: int
+
+    def is_read_as(self, x: Tensor) -> bool:
+        """Whether a tensor of the same storage holds the output's elements, in their places."""
+        parts = (x.shape, x.stride(), x.storage_offset())
+        own = (self.output.shape, self.output.stride(), self.output.storage_offset())
+        return parts == own and _version(x) == self.version
+
+
 # Copies that keep every element.
 _COPIES = frozenset({"clone", "_to_copy", "contiguous", "_unsafe_view", "reshape"})
 
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else int(tensor._version)
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,6 +111,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self.stack: list[str] = [""]
         self.pad: _Pad | None = None
+        self.masked: dict[int, _Masked] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -90,7 +120,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._overloadpacket.__name__
         rule = _RULES.get(name)
         if rule is None or self._makes_a_weight(args):
-            self._derive(name, args, output)
+            self.derive(name, args, output)
         else:
             rule(self, args, output)
         return output
@@ -107,7 +137,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
         return running not in self.layers and all(self.is_weight(t) for t in tensors)
 
-    def _derive(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+    def derive(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         """Note outputs that depend on parameters and constants alone."""
         inputs = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
         if not any(self.is_weight(t) for t in inputs):
@@ -142,13 +172,24 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = parameter is not None and parameter.numel() == tensor.numel()
         return parameter if whole else None
 
-    def add(self, shape: LayerShape, weight: Tensor, count: int = 1) -> None:
-        """Record one product."""
+    def support(self, x: Tensor) -> InputSupport | None:
+        """The inputs that a mask on `x` leaves; `None` when all of them are used."""
+        masked = self.masked.get(_storage(x))
+        if masked is None or not masked.is_read_as(x):
+            return None
+        used = (masked.mask.detach() != 0).reshape(x.shape[1:]).cpu().numpy()
+        return None if used.all() else InputSupport.of(used)
+
+    def add(
+        self, shape: LayerShape, weight: Tensor, count: int = 1, x: Tensor | None = None
+    ) -> None:
+        """Record one product; `x` is the activation if a mask on it counts."""
         known = weight
         if not self.is_parameter(weight):
             origin = self.origin(weight)
             known = weight if origin is None else origin
-        self.products.append(Product(shape, count, known, self.stack[-1]))
+        inputs = None if x is None else self.support(x)
+        self.products.append(Product(shape, count, known, self.stack[-1], inputs))
 
 
 def _pad(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
@@ -157,17 +198,26 @@ def _pad(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
     spatial = output.dim() - 2
     if value == 0 and len(pairs) <= spatial and min(args[1], default=0) >= 0:
         amounts = [(0, 0)] * (spatial - len(pairs)) + pairs
-        watcher.pad = _Pad(output, tuple(amounts))
+        watcher.pad = _Pad(output, args[0], tuple(amounts))
+
+
+def _mul(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
+    watcher.derive("mul", args, output)
+    sample = tuple(output.shape[1:])
+    masks = [t for t in args[:2] if isinstance(t, Tensor) and watcher.is_constant(t)]
+    if len(masks) == 1 and tuple(masks[0].shape) in (sample, (1, *sample)):
+        watcher.masked[_storage(output)] = _Masked(output, masks[0], _version(output))
 
 
 def _convolution(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, stride, padding, dilation, transposed, _, groups = args[:9]
     pairs = tuple((p, p) for p in padding)
     size = tuple(x.shape[2:])
-    pad = watcher.pad
+    source, pad = x, watcher.pad
     if pad is not None and pad.output is x and not transposed:
         pairs = tuple((p + a, p + b) for p, (a, b) in zip(padding, pad.amounts, strict=True))
         size = tuple(n - a - b for n, (a, b) in zip(size, pad.amounts, strict=True))
+        source = pad.source
     shape = LayerShape(
         in_channels=x.shape[1],
         out_channels=output.shape[1],
@@ -180,7 +230,7 @@ def _convolution(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> No
         output_size=tuple(output.shape[2:]),
         transposed=transposed,
     )
-    watcher.add(shape, weight, count=x.shape[0])
+    watcher.add(shape, weight, count=x.shape[0], x=source)
 
 
 def _weight_first(watcher: _Watcher, left: Tensor, right: Tensor) -> bool | None:
@@ -252,6 +302,7 @@ def _fused_rnn(watcher: _Watcher, args: tuple[Any, ...], output: Any) -> None:
 
 _RULES: dict[str, Callable[[_Watcher, tuple[Any, ...], Any], None]] = {
     "constant_pad_nd": _pad,
+    "mul": _mul,
     "convolution": _convolution,
     "mm": _mm,
     "addmm": _mm,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from energy_model.input_support import InputSupport
 from energy_model.shapes import LayerShape
 from passes.graph import Leaf, Site, Use
 from passes.tracing.observe import Product
@@ -41,7 +42,7 @@ class _Draft:
     owners: tuple[tuple[str, str], ...]
     start: int
     size: int
-    uses: dict[LayerShape, int]
+    uses: dict[tuple[LayerShape, InputSupport | None], int]
     notes: list[str]
     computed: bool = False
 
@@ -78,7 +79,8 @@ class _Builder:
     def add(self, product: Product) -> None:
         held = self._find(product.weight)
         draft = self._computed(product) if held is None else self._of_parameter(held, product)
-        draft.uses[product.shape] = draft.uses.get(product.shape, 0) + product.count
+        key = (product.shape, product.inputs)
+        draft.uses[key] = draft.uses.get(key, 0) + product.count
 
     def _of_parameter(self, held: _Held, product: Product) -> _Draft:
         start, span, dense = _extent(product.weight)
@@ -128,8 +130,8 @@ def _merge_overlaps(drafts: list[_Draft]) -> list[_Draft]:
         if target is None or target is draft:
             result.append(draft)
             continue
-        for shape, count in draft.uses.items():
-            target.uses[shape] = target.uses.get(shape, 0) + count
+        for key, count in draft.uses.items():
+            target.uses[key] = target.uses.get(key, 0) + count
         target.notes.append("used as a whole and in parts; parts are charged as the whole")
     return result
 
@@ -150,11 +152,12 @@ def build_sites(
     sites: list[Site] = []
     taken: set[str] = set()
     for draft in _merge_overlaps(list(builder.drafts.values())):
-        uses = tuple(Use(shape, count) for shape, count in draft.uses.items())
+        uses = tuple(Use(shape, count, inputs) for (shape, inputs), count in draft.uses.items())
         calls = sum(use.count for use in uses)
         notes = list(dict.fromkeys(draft.notes))
         if calls > 1:
             notes.append(f"{calls} uses")
+        notes.extend(dict.fromkeys(str(use.inputs) for use in uses if use.inputs))
         leaf = next((leaf for leaf in leaves if _inside(draft, leaf.path)), None)
         if leaf is not None:
             notes.append(f"inside opaque leaf {leaf.path or '(the whole model)'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from energy_model.errors import PreconditionError, TraceError
-from passes.graph import Decision, Leaf, ModelGraph
+from passes.graph import Decision, Leaf, ModelGraph, Site
 from passes.inputs import Call, one_sample
 from passes.isolation import evaluating, untouched
 from passes.tracing.align import Mismatch, compare, insert_modes
@@ -86,6 +86,14 @@ def trace(model: nn.Module, call: Call, *, train: bool = True) -> ModelGraph:
     return ModelGraph(model, module, call, sites, leaves, decisions)
 
 
+def observed_sites(graph: ModelGraph) -> tuple[Site, ...]:
+    """The sites of a rewritten graph, found by running one sample of what it runs now."""
+    model = graph.runnable
+    with untouched(model), evaluating(model):
+        _, observation = _observe(model, graph.call)
+    return build_sites(model, observation.products, graph.leaves)
+
+
 def _observe(model: nn.Module, call: Call) -> tuple[Call, Observation]:
     """Run one sample; if the model needs its batch, run that and divide."""
     parameters = [held.tensor for held in held_parameters(model)]
@@ -110,10 +118,10 @@ def _divided(product: Product, batch: int) -> Product:
     """One sample's part of a product that was observed on a whole batch."""
     shape, count = product.shape, product.count
     if not shape.is_linear:
-        return Product(shape, max(1, count // batch), product.weight, product.module)
+        return replace(product, count=max(1, count // batch))
     positions = max(1, shape.output_size[0] // batch)
     single = type(shape).linear(shape.in_channels, shape.out_channels, positions, shape.groups)
-    return Product(single, count, product.weight, product.module)
+    return replace(product, shape=single)
 
 
 def _run_failed(model: nn.Module, call: Call, error: Exception) -> TraceError:

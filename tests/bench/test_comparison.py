@@ -10,8 +10,9 @@ import statistics
 import pytest
 
 from bench.comparison import read_results, tabulate
-from bench.comparison_text import plot_comparison, to_csv, to_latex, to_markdown, write_comparison
-from bench.statistics import paired_t
+from bench.comparison_text import to_csv, to_latex, to_markdown, write_comparison
+from bench.paired import Against
+from bench.statistics import mcnemar, paired_t, sign_test
 from energy_model.errors import ArgumentError, StorageError
 
 EXPERIMENT = {"name": "toy", "model": "m:net", "weights": "", "data": "digits", "layers": None}
@@ -61,10 +62,12 @@ def test_means_deviations_and_tests(table):
         assert entry.seeds == (0, 1, 2)
     entry = table.at("energy", "energy<=30%")
     expected = paired_t(*(SCORES[k, "energy<=30%"] for k in ("energy", "magnitude global")))
-    assert (entry.difference, entry.p, entry.pairs) == (expected.difference, expected.p, 3)
+    found = entry.against
+    assert (found.difference, found.p, found.pairs) == (expected.difference, expected.p, 3)
+    assert found.sign == sign_test(*(SCORES[k, "energy<=30%"] for k in table.labels))
     assert (entry.energy, entry.nonzeros) == (0.3, 0.15)
-    assert table.at("magnitude global", "energy<=30%").p is None
-    assert table.at("energy", "energy<=100%").p == 1
+    assert table.at("magnitude global", "energy<=30%").against == Against()
+    assert table.at("energy", "energy<=100%").against.p == 1
 
 
 def test_pairs_are_matched_by_seed_whatever_the_order(table):
@@ -74,22 +77,32 @@ def test_pairs_are_matched_by_seed_whatever_the_order(table):
 def test_only_common_seeds_are_paired():
     some = [r for r in RESULTS if r["cell"]["label"] == "energy" or r["cell"]["seed"] < 2]
     entry = tabulate(some).at("energy", "energy<=30%")
-    assert (len(entry.seeds), entry.pairs) == (3, 2)
-    assert entry.difference == pytest.approx(0.015)
+    assert (len(entry.seeds), entry.against.pairs) == (3, 2)
+    assert entry.against.difference == pytest.approx(0.015)
 
 
 def test_one_seed_has_neither_deviation_nor_test():
     table = tabulate([r for r in RESULTS if r["cell"]["seed"] == 0])
-    assert {(e.std, e.p) for e in table.entries} == {(None, None)}
+    assert {(e.std, e.against.p) for e in table.entries} == {(None, None)}
     assert "| energy | 98.00 | 95.00 |" in to_markdown(table)
-    assert "Nothing is tested" in to_markdown(table)
+    assert "| energy<=30% | energy | +2.00 | - | - | - | - | 1 |" in to_markdown(table)
+    assert "noise" not in to_markdown(table)
+
+
+def test_without_a_common_seed_nothing_is_compared():
+    seeds = {"energy": 0, "magnitude global": 1}
+    table = tabulate([r for r in RESULTS if r["cell"]["seed"] == seeds[r["cell"]["label"]]])
+    assert {entry.against for entry in table.entries} == {Against()}
+    assert "Nothing is compared with magnitude global" in to_markdown(table)
+    assert to_latex(table).count("tabular") == 2
 
 
 def test_the_baseline_is_chosen(table):
     other = tabulate(RESULTS, "energy")
     assert other.labels[-1] == "energy"
     entry = other.at("magnitude global", "energy<=30%")
-    assert entry.difference == -table.at("energy", "energy<=30%").difference
+    expected = table.at("energy", "energy<=30%").against.difference
+    assert entry.against.difference == -expected
     with pytest.raises(ArgumentError, match="no run is labelled 'none'"):
         tabulate(RESULTS, "none")
 
@@ -117,15 +130,17 @@ def test_the_texts_hold_every_entry_and_the_command(table):
     markdown = to_markdown(table)
     assert "| method | energy<=100% | energy<=30% |" in markdown
     assert "| energy | 98.00 ± 0.00 | 96.00 ± 1.00 |" in markdown
-    assert "| energy<=30% | energy | +2.00 |" in markdown
+    assert "| energy<=30% | energy | +2.00 ± 1.00 | 0.0742 | 0.2500 |" in markdown
     assert "Made with `transform compare runs --out here`." in markdown
     rows = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [float(row["mean"]) for row in rows] == [entry.mean for entry in table.entries]
     assert rows[-1]["p"] == ""
+    assert [row["seeds"] for row in rows] == ["0 1 2"] * 4
     latex = to_latex(table)
     assert r"energy$\le$30\% \\" in latex
     assert r"energy & 98.00 $\pm$ 0.00 & 96.00 $\pm$ 1.00 \\" in latex
     assert latex.startswith("% transform compare")
+    assert r"energy$\le$30\% & energy & +2.00 $\pm$ 1.00 & 0.0742 & 0.2500" in latex
 
 
 def test_a_hole_is_shown_as_a_hole():
@@ -136,20 +151,77 @@ def test_a_hole_is_shown_as_a_hole():
 
 def test_all_files_are_written(table, tmp_path):
     written = write_comparison(table, tmp_path / "out")
-    assert [path.suffix for path in written] == [".csv", ".json", ".md", ".png", ".tex"]
-    assert (tmp_path / "out" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.csv",
+        "comparison.json",
+        "comparison.md",
+        "comparison.tex",
+    ]
+    assert {path.parent for path in written} == {tmp_path / "out"}
     saved = json.loads((tmp_path / "out" / "comparison.json").read_bytes())
     assert saved["command"] == table.command
-    assert len(saved["entries"]) == len(table.entries)
+    assert [entry["difference"] for entry in saved["entries"]] == [
+        entry.against.difference for entry in table.entries
+    ]
     assert write_comparison(table, tmp_path / "out") == written
 
 
-def test_the_plot_names_methods_and_axes(table, tmp_path):
-    text = plot_comparison(table, tmp_path / "a.svg").read_text()
-    for word in ("magnitude global", "test accuracy, %", "original 99.00%", "toy: m:net on digits"):
-        assert f"<!-- {word} -->" in text
-    with pytest.raises(ArgumentError, match="no format of a plot"):
-        plot_comparison(table, tmp_path / "a.doc")
+def judged(result, right, order="a"):
+    bits = "".join("1" if each else "0" for each in right)
+    text = f"{int(bits.ljust(-len(bits) // 8 * -8, '0'), 2):0{-len(bits) // 8 * -2}x}"
+    test = {"before": 0.99, "after": sum(right) / len(right)}
+    correct = {"samples": len(right), "order": order, "before": text, "after": text}
+    return result | {"metrics": {"test": test}, "test_correct": correct}
+
+
+def judged_results(order="a"):
+    """Two seeds of 1000 samples: 30 and 12 won, 10 and 10 lost."""
+    for seed, won in enumerate((30, 12)):
+        own = [True] * 500 + [True] * won + [False] * (500 - won)
+        other = [True] * 490 + [False] * 10 + [False] * 500
+        own = [a and not 0 <= n < 10 for n, a in enumerate(own)]
+        other = [b or 490 <= n < 500 for n, b in enumerate(other)]
+        yield judged(result("energy", "energy<=30%", seed, 0), own)
+        yield judged(result("magnitude", "energy<=30%", seed, 0), other, order)
+
+
+def test_test_samples_are_paired_within_a_seed():
+    table = tabulate(judged_results())
+    found = table.at("energy", "energy<=30%").against
+    assert (found.won, found.lost, found.judged) == (42, 20, 2)
+    # Of two seeds the upper: never the more flattering one, and never of 42 against 20.
+    assert found.mcnemar == max(mcnemar(30, 10), mcnemar(12, 10))
+    assert table.samples == 1000
+    assert found.difference == pytest.approx((20 + 2) / 2 / 1000)
+
+
+def test_the_notes_say_what_a_sample_is_worth_and_what_is_noise():
+    markdown, latex = (write(tabulate(judged_results())) for write in (to_markdown, to_latex))
+    for text in (markdown, latex):
+        assert "One of the 1,000 test samples is worth 0.1 points." in text
+        assert "A difference smaller than its spread" in text
+        assert "The sign test of 2 seeds cannot go below 0.5000." in text
+        assert "p is the median over seeds. All seeds share the test samples" in text
+        assert "McNemar leaves out" not in text
+    assert "| 42 : 20 | 2 |" in markdown
+    assert "& 42 : 20 & 2 &" in latex
+
+
+def test_runs_that_cannot_be_paired_by_sample_are_left_out_and_said_so():
+    for results in (judged_results(order="b"), RESULTS):
+        table = tabulate(results)
+        found = table.at("energy", "energy<=30%").against
+        assert (found.mcnemar, found.won, found.lost, found.judged) == (None, None, None, 0)
+        assert found.p is not None
+        assert "McNemar leaves out runs" in to_markdown(table)
+    assert "is worth" not in to_markdown(table)
+
+
+def test_damaged_samples_are_refused():
+    results = list(judged_results())
+    results[0]["test_correct"]["after"] = "ff"
+    with pytest.raises(ArgumentError, match="energy, energy<=30%, seed 0: which test samples"):
+        tabulate(results)
 
 
 def test_results_are_found_below_folders(tmp_path):
@@ -157,7 +229,8 @@ def test_results_are_found_below_folders(tmp_path):
         folder = tmp_path / "runs" / f"{number}"
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(values))
-    assert read_results([tmp_path, tmp_path / "runs"]) == RESULTS[:2]
+    expected = {tmp_path / "runs" / f"{number}": RESULTS[number] for number in range(2)}
+    assert read_results([tmp_path, tmp_path / "runs"]) == expected
     with pytest.raises(StorageError, match=r"no result\.json"):
         read_results([tmp_path / "elsewhere"])
     (tmp_path / "result.json").write_text("{}")

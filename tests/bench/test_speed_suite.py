@@ -20,6 +20,7 @@ from bench.speed.rounds import Settings
 from bench.speed.subjects import ALEXNET, RESNET50, Subject, concatenated
 from bench.speed.subprocesses import run_python
 from bench.speed.suite import BENCHMARKS, run_suite
+from bench.speed.training import measure_training
 from bench.speed.verbs import measure_analyze, measure_compress
 from energy_model.errors import ArgumentError
 
@@ -191,3 +192,11 @@ def test_exit_codes(invoke, known, arguments, code):
 def test_every_benchmark_of_the_command_is_named_in_its_help(invoke):
     text = " ".join(invoke({}, "--help").stdout.split())
     assert all(name in text for name in BENCHMARKS)
+
+
+def test_training_with_projections_is_compared_with_training_without():
+    [ratio] = measure_training(LENET, TWICE, batch=4).ratios
+    assert len(ratio.pairs) == 2
+    assert positive(ratio)
+    assert ratio.target == 1.05
+    assert "10 projected steps of LeNet-5, batch 4" in ratio.name

@@ -6,14 +6,17 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import transform
 from bench.zoo.digits import digits_batches
 from energy_model.errors import ArgumentError, StorageError
 from transform import recipe_run
-from transform.recipe_run import require_apart, run_cell
+from transform.evaluate import correct_samples
+from transform.recipe_run import packed, require_apart, run_cell, training_curve
 from transform.recipes import Recipe, load_recipe, recipe_names
 from transform.storage import CHECKPOINTS
 
@@ -36,7 +39,7 @@ def test_every_shipped_recipe_runs_dry(name, tmp_path):
     recipe = load_recipe(name).dry()
     found = run_cell(recipe, recipe.single(), tmp_path / "cell", dry=True, progress="none")
     assert found["holds"]
-    assert found["steps"] == 1
+    assert found["steps"] >= 1
     assert found["energy"]["after"] < found["energy"]["before"]
     assert found["metrics"]["test"]["after"] is not None
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
@@ -53,7 +56,7 @@ def test_the_result_is_what_compress_gives(finished):
     saved = transform.load(folder / "compressed")
     assert found == json.loads((folder / "result.json").read_bytes())
     assert found["command"] == "typed"
-    assert found["cell"] == TOY.single().to_dict()
+    assert found["cell"] == json.loads(json.dumps(TOY.single().to_dict()))
     assert found["steps"] == 6
     assert found["metrics"]["valid"] == saved.metrics
     assert found["energy"]["after"] == saved.costs.after.total.energy.relaxed
@@ -62,6 +65,83 @@ def test_the_result_is_what_compress_gives(finished):
     with torch.no_grad():
         correct = saved.model.eval()(inputs).argmax(1) == targets
     assert found["metrics"]["test"]["after"] == pytest.approx(correct.double().mean().item())
+
+
+def bits(text, samples):
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=samples).tolist()
+
+
+def test_the_result_says_which_test_samples_are_right(finished):
+    folder, found = finished
+    saved, test = transform.load(folder / "compressed"), digits_batches()[2]
+    right = found["test_correct"]
+    assert right["samples"] == sum(len(targets) for _, targets in test)
+    after = correct_samples(saved.model, test, torch.device("cpu"))
+    assert bits(right["after"], right["samples"]) == after
+    for name in ("before", "after"):
+        share = sum(bits(right[name], right["samples"])) / right["samples"]
+        assert found["metrics"]["test"][name] == share
+    assert right["before"] != right["after"]
+
+
+def test_the_order_of_the_test_samples_is_noted_whatever_the_batches():
+    def noted(*batches):
+        model, device = nn.Linear(2, 3), torch.device("cpu")
+        return recipe_run._tested(model, model, batches, device)[1]["order"]
+
+    inputs, targets = torch.randn(4, 2), torch.tensor([0, 1, 2, 1])
+    whole = noted((inputs, targets))
+    assert noted((inputs[:3], targets[:3]), (inputs[3:], targets[3:])) == whole
+    assert noted((inputs.flip(0), targets.flip(0))) != whole
+
+
+def test_the_test_data_are_read_once_for_each_of_the_two_models():
+    class Counted(list):
+        reads = 0
+
+        def __iter__(self):
+            Counted.reads += 1
+            return super().__iter__()
+
+    data = Counted([(torch.randn(4, 2), torch.tensor([0, 1, 2, 1]))])
+    accuracy, correct = recipe_run._tested(
+        nn.Linear(2, 3), nn.Linear(2, 3), data, torch.device("cpu")
+    )
+    assert Counted.reads == 2
+    assert accuracy["after"] == sum(bits(correct["after"], 4)) / 4
+
+
+def test_without_top_1_nothing_is_said_of_samples():
+    none = ({"before": None, "after": None}, None)
+    model, device = nn.Linear(2, 3), torch.device("cpu")
+    regression = [(torch.randn(4, 2), torch.randn(4, 3))]
+    for test in (None, regression, [torch.randn(4, 2)]):
+        assert recipe_run._tested(model, model, test, device) == none
+
+
+def test_truths_are_packed_from_the_highest_bit():
+    assert packed([True]) == "80"
+    assert packed([False] * 7 + [True, True]) == "0180"
+    assert packed([]) == ""
+
+
+def test_the_curve_has_one_row_an_epoch(finished):
+    folder, found = finished
+    saved = [row for row in transform.load(folder / "compressed").history if "epoch" in row]
+    assert found["curve"] == [[r["epoch"], r["loss"], r["metric"], r["lr"]] for r in saved]
+    assert [row[0] for row in found["curve"]] == [1, 2]
+
+
+def test_what_was_logged_within_an_epoch_is_left_out_of_the_curve():
+    history = [
+        {"event": "original", "energy": 3},
+        {"event": "trained", "epoch": 1, "step": 1, "loss": 9.0, "lr": 0.2},
+        {"event": "trained", "epoch": 1, "step": 2, "loss": 5.0, "lr": 0.1},
+        {"event": "trained", "epoch": 2, "step": 4, "loss": 4.0, "lr": 0.1, "metric": 0.5},
+        {"event": "finished: energy", "energy": 1},
+    ]
+    assert training_curve(history) == [[1, 5.0, None, 0.1], [2, 4.0, 0.5, 0.1]]
+    assert training_curve([]) == []
 
 
 def test_a_finished_cell_is_not_run_again(finished, monkeypatch):

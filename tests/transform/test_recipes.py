@@ -158,7 +158,9 @@ def test_what_is_shipped():
     assert set(SHIPPED) >= {
         "alexnet-imagenet-energy",
         "digits-energy",
+        "lenet5-mnist-below-floor",
         "lenet5-mnist-energy",
+        "lenet5-mnist-masks",
         "resnet20-cifar10-energy",
     }
     lenet = load_recipe("lenet5-mnist-energy")
@@ -166,7 +168,13 @@ def test_what_is_shipped():
     assert {cell.budget for cell in lenet.cells()} == {
         f"energy<={share}%" for share in (30, 20, 18, 17)
     }
-    assert {cell.train.distillation.weight for cell in lenet.cells()} == {0.5}
+    [trained] = {repr(cell.train) for cell in lenet.cells()}  # methods compete at equal training
+    assert "select='last'" in trained
+    masks = load_recipe("lenet5-mnist-masks").cells()
+    assert {cell.label: cell.train.epochs for cell in masks} == {
+        "with input masks": 6,
+        "weights alone": 30,
+    }
     assert "accelerator" in load_recipe("alexnet-imagenet-energy").cost.needs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import subprocess
@@ -9,15 +10,21 @@ import sys
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from energy_model.errors import InfeasibleBudget, PostconditionError
+from energy_model.errors import ArgumentError, InfeasibleBudget, PostconditionError
 from passes.methods import magnitude, registry
 from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
+from passes.methods.registry import find_method
 from passes.rewrite.masks import attach_masks
+from transform import testing
+from transform.result import Compressed
 from transform.testing import check_method
+from transform.testing_parts import small_models
+from transform.testing_resume import Trial, check_killed, check_resumed
 
 
 class Sound(magnitude.MagnitudePruning):
@@ -96,6 +103,78 @@ class AddsToTheState(Sound):
         graph.module.register_buffer("mask", torch.zeros(1))
 
 
+class CountsInSecret(Sound):
+    """Its projection depends on a counter that is not saved."""
+
+    count = 0
+
+    def on_step(self, step, optimizer):
+        self.count += 1
+        if self.count % 4 == 0:
+            self._project(self._run.limits)
+
+
+class DrawsInSecret(Sound):
+    """It draws from the generator of its run, and does not save where that stands."""
+
+    def on_epoch(self, epoch, optimizer):
+        super().on_epoch(epoch, optimizer)
+        [first, *_] = optimizer.param_groups[0]["params"]
+        noise = torch.rand(first.shape, generator=self._run.generator)
+        with torch.no_grad():
+            first.mul_(1 + noise / 8)
+
+
+class SavesWhereItDraws(DrawsInSecret):
+    """The same, repaired: this one keeps the contract."""
+
+    def state_dict(self):
+        return super().state_dict() | {"generator": self._run.generator.get_state()}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if state:
+            self._run.generator.set_state(state["generator"])
+
+
+class SavesASet(Sound):
+    def state_dict(self):
+        return super().state_dict() | {"seen": {1, 2}}
+
+
+class SavesADeepArray(Sound):
+    def state_dict(self):
+        return super().state_dict() | {"sums": [{"first": np.zeros(2)}]}
+
+
+class SavesAList(Sound):
+    def state_dict(self):
+        return [super().state_dict()]
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state[0])
+
+
+class TakesNothingBack(Sound):
+    def load_state_dict(self, state):
+        pass
+
+
+class TakesNothingAtAll(Sound):
+    def load_state_dict(self, state):
+        if state["step"]:
+            raise KeyError("start")
+
+
+class IsNotDeterministicInTraining(Sound):
+    count = itertools.count()
+
+    def on_epoch(self, epoch, optimizer):
+        super().on_epoch(epoch, optimizer)
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].mul_(1 + next(self.count) / 8)
+
+
 class RefusesWhatIsPossible(Sound):
     def plan(self, graph, costs, limits, **options):
         [limit] = limits
@@ -119,9 +198,31 @@ def register(monkeypatch, method, config=magnitude.Magnitude, serves=("energy", 
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
 
 
-@pytest.mark.parametrize("method", ["energy", "magnitude", magnitude.Magnitude(scope="layer")])
-def test_our_own_methods_keep_the_contract(method):
-    check_method(method)
+@pytest.fixture(autouse=True)
+def few_objects_to_collect():
+    """Every run ends in a full garbage collection, which would look through all of torch."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def without_onnx(monkeypatch):
+    """Without the ONNX file of a finished run, which takes longer than the training."""
+    save = Compressed.save
+
+    def saved(self, directory, *, onnx=False):
+        return save(self, directory)
+
+    monkeypatch.setattr(Compressed, "save", saved)
+
+
+@pytest.mark.parametrize(
+    ("method", "kill"),
+    [("energy", True), ("magnitude", False), (magnitude.Magnitude(scope="layer"), False)],
+)
+def test_our_own_methods_keep_the_contract(method, kill):
+    check_method(method, kill=kill)
 
 
 def test_it_is_there_after_import_transform():
@@ -131,7 +232,9 @@ def test_it_is_there_after_import_transform():
 
 def test_the_way_of_these_tests_to_register_a_method_is_sound(monkeypatch):
     register(monkeypatch, Sound, serves=("nonzeros",))
+    before = dict(vars(Sound))
     check_method("tried")
+    assert dict(vars(Sound)) == before
 
 
 @pytest.mark.parametrize(
@@ -145,6 +248,14 @@ def test_the_way_of_these_tests_to_register_a_method_is_sound(monkeypatch):
         (LeavesInfinities, "not finite"),
         (ChangesTheMode, "not in the mode of the original"),
         (AddsToTheState, "state-dict keys"),
+        (CountsInSecret, r"stopped and resumed differs .* weights, .*: state_dict\(\) must hold"),
+        (DrawsInSecret, r"stopped and resumed differs .* weights, .*: state_dict\(\) must hold"),
+        (SavesASet, r"state_dict\(\) holds at 'seen' what no checkpoint can: set cannot be"),
+        (SavesADeepArray, "holds at 'sums' what no checkpoint can: ndarray cannot be"),
+        (SavesAList, r"state_dict\(\) is no dict"),
+        (TakesNothingBack, r"load_state_dict\(\) does not take back"),
+        (TakesNothingAtAll, "a stopped run cannot be resumed: .* KeyError"),
+        (IsNotDeterministicInTraining, "in training, the same seed gives another result"),
         (RefusesWhatIsPossible, "InfeasibleBudget for a value above the tightest"),
     ],
 )
@@ -153,6 +264,78 @@ def test_a_method_that_breaks_the_contract_is_rejected(monkeypatch, method, clau
     with pytest.raises(PostconditionError, match=clause) as caught:
         check_method("tried")
     assert "tried" in caught.value.where
+
+
+def test_a_method_that_saves_all_it_needs_is_accepted(monkeypatch):
+    register(monkeypatch, SavesWhereItDraws, serves=("nonzeros",))
+    check_method("tried")
+
+
+def test_a_method_that_serves_nothing_is_rejected(monkeypatch):
+    register(monkeypatch, Sound, serves=())
+    with pytest.raises(PostconditionError, match="serves no limit"):
+        check_method("tried")
+
+
+def trial(name, key="energy"):
+    """A method, and a small training run of it."""
+    spec, config = find_method(name)
+    model, example = next(small_models())
+    return spec, Trial(config, model, example, f"{key}<=60%")
+
+
+PROCESS_BOUND = """
+from passes.methods import magnitude
+from passes.methods.base import MethodSpec
+
+TABLE = {}
+
+
+class Handles(magnitude.MagnitudePruning):
+    def state_dict(self):
+        TABLE[self._step] = super().state_dict()
+        return {"handle": self._step}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(TABLE[state["handle"]])
+
+
+SPEC = MethodSpec("handles", magnitude.Magnitude, Handles, frozenset({"nonzeros"}), "a test")
+"""
+
+
+def test_a_state_that_dies_with_its_process_is_found_by_sigkill_alone(tmp_path, monkeypatch):
+    """What is saved is a handle; what it stands for is not."""
+    (tmp_path / "process_bound.py").write_text(PROCESS_BOUND)
+    about = tmp_path / "process_bound-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: process-bound\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[transform.methods]\nhandles = process_bound:SPEC\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec, run = trial("handles", "nonzeros")
+    check_resumed(spec, run, "handles")
+    with pytest.raises(PostconditionError, match=r"a killed run cannot .*KeyError"):
+        check_killed(run, spec, "handles")
+
+
+def test_sigkill_needs_a_method_that_a_fresh_process_finds(monkeypatch):
+    register(monkeypatch, Sound, serves=("nonzeros",))
+    spec, run = trial("tried", "nonzeros")
+    with pytest.raises(ArgumentError, match="a fresh process does not find") as caught:
+        check_killed(run, spec, "tried")
+    assert "leave kill=True out" in caught.value.remedy
+
+
+def test_kill_adds_the_check(monkeypatch):
+    register(monkeypatch, Sound, serves=("nonzeros",))
+    killed = []
+    monkeypatch.setattr(testing, "_check_run", lambda *arguments: None)
+    monkeypatch.setattr(testing, "check_resumed", lambda spec, run, where: run)
+    monkeypatch.setattr(testing, "check_killed", lambda run, spec, where: killed.append(run.budget))
+    check_method("tried")
+    assert killed == []
+    check_method("tried", kill=True)
+    assert killed == ["nonzeros<=60%"]
 
 
 def test_a_method_that_draws_from_the_global_generators_disturbs_nobody(monkeypatch):

@@ -21,7 +21,9 @@ from transform import __version__
 from transform.analyze import analyze as cost_model
 from transform.cli import compare as compare_command
 from transform.cli import options
+from transform.cli import plot as plot_command
 from transform.cli import run as run_command
+from transform.cli import sensitivity as sensitivity_command
 from transform.cli import train as train_command
 from transform.cli.config import configure, defaults, layer_rules, training
 from transform.cli.data import load_data
@@ -262,6 +264,8 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
 app.command(cls=Command, epilog=train_command.EPILOG)(train_command.train)
 app.command(cls=Command, epilog=run_command.EPILOG)(run_command.run)
 app.command(cls=Command, epilog=compare_command.EPILOG)(compare_command.compare)
+app.command(cls=Command, epilog=plot_command.EPILOG)(plot_command.plot)
+app.command(cls=Command, epilog=sensitivity_command.EPILOG)(sensitivity_command.sensitivity)
 
 
 @app.command(cls=Command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from energy_model.errors import CompressionError, StorageError
 from transform.cli import options
 from transform.cli.run import run_cells, typed_command
 from transform.recipes import load_recipe
@@ -26,25 +27,45 @@ def compare(
 ) -> None:
     """Compare methods at equal budgets and equal training steps.
 
-    Mean and standard deviation of the test accuracy over seeds, and a paired t test of each method
-    against the baseline. Prints the Markdown table; writes it also as CSV, JSON, LaTeX and a plot.
-    Recipes are run first; finished cells are not run again.
+    Mean and standard deviation of the test accuracy over seeds, and paired tests of each method
+    against the baseline: over seeds (Student's t and the sign test), and over test samples
+    (McNemar). Prints the Markdown table; writes it also as CSV, JSON and LaTeX, and plots the
+    accuracy, the weights kept, the energy per layer and the training. Recipes are run first;
+    finished cells are not run again, and what finished is compared even if a cell fails.
     """
     from bench.comparison import read_results, tabulate
+    from bench.comparison_plots import write_plots
     from bench.comparison_text import to_markdown, write_comparison
 
-    folders = [_results_of(source, out, data_root, device) for source in sources]
-    table = tabulate(read_results(folders), baseline, typed_command())
-    written = write_comparison(table, out)
+    failures: list[CompressionError] = []
+    folders = [_results_of(source, out, data_root, device, failures) for source in sources]
+    try:
+        results = read_results(folders)
+    except StorageError as error:
+        # What failed first is why there are no results.
+        raise (failures or [error])[0] from None
+    table = tabulate(results.values(), baseline, typed_command())
+    written = [*write_comparison(table, out), *write_plots(table, results, out)]
     print(to_markdown(table), end="")
     print(f"written to {out}: {', '.join(path.name for path in written)}", file=sys.stderr)
+    if failures:
+        raise failures[0]
 
 
-def _results_of(source: str, out: Path, data_root: Path | None, device: str | None) -> Path:
-    """A folder as it is; a recipe after it was run."""
+def _results_of(
+    source: str,
+    out: Path,
+    data_root: Path | None,
+    device: str | None,
+    failures: list[CompressionError],
+) -> Path:
+    """A folder as it is; a recipe after it was run, with what failed noted."""
     if Path(source).is_dir():
         return Path(source)
     recipe = load_recipe(source)
     folder = out / "runs" / recipe.name
-    run_cells(recipe, recipe.cells(), folder, data_root, device)
+    try:
+        run_cells(recipe, recipe.cells(), folder, data_root, device)
+    except CompressionError as error:
+        failures.append(error)
     return folder

@@ -150,7 +150,7 @@ def parse_value(text: str, hint: Any, where: str) -> Any:
     Args:
         text: As the user wrote it; `none`, `true` and `false` in any case.
         hint: int, float, bool, str, None, a `Literal`, a mapping or configuration (written as a
-            JSON object), or a union of these.
+            JSON object), a tuple of one type (written with commas), or a union of these.
         where: The option, for the error.
 
     Raises:
@@ -168,6 +168,10 @@ def parse_value(text: str, hint: Any, where: str) -> Any:
         elif kind in _SCALARS:
             with suppress(ValueError):
                 return _SCALARS[kind](text)
+        elif get_origin(kind) is tuple:
+            with suppress(ArgumentError):
+                items = text.strip("()[] ").split(",")
+                return tuple(parse_value(i.strip(), get_args(kind)[0], where) for i in items)
         elif _is_object(kind) and text.startswith("{"):
             with suppress(ValueError):
                 return _as_object(kind, json.loads(text))
@@ -197,6 +201,8 @@ def _allowed(hint: Any) -> str:
     for kind in _alternatives(hint):
         if get_origin(kind) is Literal:
             parts.extend(map(str, get_args(kind)))
+        elif get_origin(kind) is tuple:
+            parts.append(f"{_allowed(get_args(kind)[0])}, or several with commas between")
         elif _is_object(kind):
             parts.append("a JSON object")
         elif kind is NoneType or kind in names:

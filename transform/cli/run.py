@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from energy_model.errors import ArgumentError, InfeasibleBudget
+from energy_model.errors import ArgumentError, CompressionError, InfeasibleBudget
 from transform.cli import options
 from transform.cli.progress import progress_mode
 from transform.recipe_parts import Cell
@@ -38,7 +39,8 @@ def run(
 
     Each cell has its own folder below DIR, with result.json and the compressed model. Finished
     cells are skipped, a killed one goes on from its checkpoints. Test data are read once, at the
-    end of a cell. Cells whose budget cannot be reached are named at the end, with exit code 3.
+    end of a cell. A cell that fails does not stop the others: those that failed are named at the
+    end, with exit code 1, or 3 if nothing but budgets that cannot be reached stood in their way.
     """
     found = load_recipe(recipe)
     if list_cells:
@@ -72,9 +74,11 @@ def run_cells(
         dry: Do not save the models.
 
     Raises:
-        InfeasibleBudget: Of the first cell whose method cannot go as low, after all have run.
+        InfeasibleBudget: Of the first cell whose method cannot go as low, if no cell fails in
+            another way; after all have run.
+        CompressionError: Cells failed; after all have run. Of a single cell its own error.
     """
-    refused: list[InfeasibleBudget] = []
+    failed: dict[str, Exception] = {}
     for number, cell in enumerate(cells, start=1):
         print(f"[{number}/{len(cells)}] {cell}", file=sys.stderr, flush=True)
         try:
@@ -88,13 +92,41 @@ def run_cells(
                 command=typed_command(),
                 progress=progress_mode(),
             )
-        except InfeasibleBudget as error:
-            refused.append(error)
-            print(f"{cell}: infeasible", flush=True)
+        except Exception as error:
+            if isinstance(error, InfeasibleBudget):
+                print(f"{cell}: infeasible", flush=True)
+            if len(cells) == 1:
+                raise
+            failed[str(cell)] = error
+            _report(error)
         else:
             print(f"{cell}: {_summary(found)}", flush=True)
-    if refused:
-        raise refused[0]
+    if failed:
+        raise _failure(failed, len(cells))
+
+
+def _report(error: Exception) -> None:
+    """Say at once what went wrong, on stderr; what nobody raised on purpose with its traceback."""
+    if isinstance(error, CompressionError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+def _failure(failed: Mapping[str, Exception], count: int) -> CompressionError:
+    """List the cells that failed on stderr; the error that ends the command."""
+    print(f"{len(failed)} of {count} cells failed:", file=sys.stderr)
+    for name, error in failed.items():
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    first = next(iter(failed.values()))
+    if isinstance(first, InfeasibleBudget) and all(
+        isinstance(error, InfeasibleBudget) for error in failed.values()
+    ):
+        return first
+    return CompressionError(
+        f"{len(failed)} of {count} cells failed",
+        remedy="They are listed above; the same command runs only what is not finished.",
+    )
 
 
 def typed_command() -> str:

@@ -46,7 +46,8 @@ class TrainConfig(Config):
 
     Attributes:
         epochs: Passes over the data; 0 only projects.
-        optimizer: A name, or a callable from parameter groups to an optimizer.
+        optimizer: A name, or a callable from parameter groups to an optimizer. A learning rate
+            that the callable sets itself is overwritten by `lr` and `schedule` at every batch.
         lr: Initial learning rate.
         momentum: Of `"sgd"`.
         nesterov: Nesterov momentum of `"sgd"`.
@@ -56,7 +57,7 @@ class TrainConfig(Config):
             three quarters of the epochs; `"exponential"` to `min_lr` (or a hundredth);
             `"plateau"`: half after two epochs without a better validation metric; `"constant"`;
             or `{epoch: lr}`.
-        min_lr: Lower end of the schedule.
+        min_lr: Lower end of the schedule; not above `lr`.
         warmup_epochs: Linear warm-up from zero, in (fractions of) epochs.
         clip_grad: Largest norm of the gradient; `None` for no clipping.
         label_smoothing: Of the built-in cross entropy.
@@ -67,7 +68,8 @@ class TrainConfig(Config):
         batches_per_epoch: Only so many batches an epoch; `None` for all.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         save_every: Epochs between checkpoints, where there is an output folder.
-        log_every: Steps between rows of the history within an epoch; 0 for one row an epoch.
+        log_every: Batches (not optimizer steps: see `accumulate`) between rows of the history
+            within an epoch; 0 for one row an epoch.
         select: `"best"`: of the epochs within budget the one with the best validation metric;
             `"last"`.
         seed: Seed of everything random in training; `None` takes that of `compress`.
@@ -107,6 +109,12 @@ class TrainConfig(Config):
             self._require(name, valid(getattr(self, name)), allowed)
         if self.nesterov and not self.momentum:
             raise ArgumentError("nesterov needs a momentum", where="TrainConfig.nesterov")
+        if self.min_lr > self.lr:
+            raise ArgumentError(
+                f"min_lr is {self.min_lr}, above lr, which is {self.lr}",
+                where="TrainConfig.min_lr",
+                remedy="The schedule falls from lr to min_lr: lower min_lr, or raise lr.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object; a callable optimizer cannot be written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,27 @@ def training_mode(graph: ModelGraph, config: TrainConfig) -> Iterator[None]:
             module.p = rate
         for part, flag in flags:
             part.training = flag
+
+
+@contextmanager
+def trained_alone(model: nn.Module, tensors: Sequence[Tensor] | None) -> Iterator[None]:
+    """Let only some tensors of a model receive gradients; `None` leaves all as they are."""
+    if tensors is None:
+        yield
+        return
+    everything = [*model.parameters(), *tensors]
+    flags = [(tensor, tensor.requires_grad) for tensor in everything]
+    for tensor in everything:
+        tensor.requires_grad_(False)
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for tensor, flag in flags:
+            tensor.requires_grad_(flag)
+        for tensor in tensors:
+            tensor.grad = None
 
 
 @dataclass(frozen=True)

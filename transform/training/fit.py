@@ -19,9 +19,10 @@ from transform.fingerprint import state_digest
 from transform.storage import CHECKPOINTS
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import TrainConfig
-from transform.training.loop import Trainer, frozen_teacher, total_steps
+from transform.training.loop import Trainer, frozen_teacher
 from transform.training.losses import Loss
 from transform.training.randomness import seeded
+from transform.training.steps import total_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -23,13 +23,15 @@ from energy_model.errors import (
 from passes.graph import ModelGraph
 from passes.inputs import Batch, as_batch
 from passes.methods.base import Method
+from passes.methods.phases import Phase, PhaseEnd
 from transform.evaluate import Metric, evaluate, moved
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import TrainConfig
-from transform.training.engine import Engine, accelerated, training_mode
+from transform.training.engine import Engine, accelerated, trained_alone, training_mode
 from transform.training.losses import Loss, combined, cross_entropy, distillation
 from transform.training.optimizers import LearningRate, build_optimizer
 from transform.training.randomness import random_state, set_random_state
+from transform.training.steps import batches_per_epoch
 
 
 @dataclass
@@ -75,9 +77,12 @@ class Trainer:
     history: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     best: Best = field(default_factory=Best)
+    ended: list[PhaseEnd] = field(default_factory=list)
+    _began: int = 0
+    _epochs: int = 0
 
     def fit(self) -> list[dict[str, Any]]:
-        """Train for all epochs; returns the history, one row an epoch.
+        """Train all phases of the method; returns the history, one row an epoch.
 
         Raises:
             TrainingError: The loss is not finite, or the data has no targets.
@@ -88,25 +93,51 @@ class Trainer:
                 where="TrainConfig.schedule",
                 remedy="Pass valid=, or another schedule.",
             )
-        optimizer = build_optimizer(self.graph.module, self.config)
-        rate = LearningRate(self.config)
-        first = self._resume(optimizer, rate)
-        with (
-            accelerated(self.graph.runnable, optimizer, self.config, self.device) as engine,
-            training_mode(self.graph, self.config),
-        ):
-            for epoch in range(first, self.config.epochs):
-                self._epoch(engine, epoch, rate)
-                if not all(bool(torch.isfinite(p).all()) for p in self.graph.module.parameters()):
-                    raise self._diverged()
-                self.method.on_epoch(epoch, optimizer)
-                self._after_epoch(epoch, optimizer, rate)
-        if self.config.select == "best" and self.best.state is not None:
-            self.graph.module.load_state_dict(self.best.state)
+        resumed = self._resume()
+        with training_mode(self.graph, self.config):
+            while self.config.epochs and (phase := self.method.next_phase(self.ended)):
+                self._phase(phase, resumed)
+                resumed = None
+        if self.best.state is not None and (self.config.select == "best" or len(self.ended) > 1):
+            self.graph.runnable.load_state_dict(self.best.state)
         return self.history
 
-    def _epoch(self, engine: Engine, epoch: int, rate: LearningRate) -> None:
-        config, batches = self.config, batches_per_epoch(self.data, self.config)
+    def _phase(self, phase: Phase, resumed: dict[str, Any] | None) -> None:
+        """Train one phase, from its start or from a checkpoint within it."""
+        config = replace(self.config, **phase.train)
+        with trained_alone(self.graph.runnable, phase.tensors):
+            optimizer = build_optimizer(self.graph.module, config, phase.tensors)
+            rate = LearningRate(config)
+            first = 0
+            if resumed is not None and resumed["optimizer"] is not None:
+                with _checkpoint_errors():
+                    optimizer.load_state_dict(resumed["optimizer"])
+                    rate.load_state_dict(resumed["rate"])
+                    first = int(resumed["epoch"])
+            else:
+                self._began = self.step
+                self.method.on_phase_start(phase)
+            score = None
+            with accelerated(self.graph.runnable, optimizer, config, self.device) as engine:
+                for epoch in range(first, config.epochs):
+                    self._epoch(engine, config, epoch, rate)
+                    self._check_finite(phase)
+                    self.method.on_epoch(epoch, optimizer)
+                    score = self._after_epoch(phase, config, epoch, rate)
+                    if epoch + 1 < config.epochs and (epoch + 1) % config.save_every == 0:
+                        self._save(epoch + 1, optimizer, rate)
+            # Outside: what a method observes here must not run in mixed precision.
+            self.ended.append(PhaseEnd(phase.name, self._reached(phase, config, score)))
+            self.method.on_phase_end(phase)
+            self._save(0, None, rate)
+
+    def _check_finite(self, phase: Phase) -> None:
+        tensors = (*self.graph.runnable.parameters(), *(phase.tensors or ()))
+        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise self._diverged()
+
+    def _epoch(self, engine: Engine, config: TrainConfig, epoch: int, rate: LearningRate) -> None:
+        batches, number = batches_per_epoch(self.data, config), self._epochs + 1
         total, count = 0.0, 0
         for index, item in enumerate(islice(iter(self.data), batches)):
             last = index + 1 == batches
@@ -115,7 +146,7 @@ class Trainer:
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss is {value} in epoch {epoch + 1}, batch {index + 1}",
+                    f"the loss is {value} in epoch {number}, batch {index + 1}",
                     where="train",
                     remedy="Lower lr, set clip_grad, or check the data.",
                 )
@@ -123,12 +154,12 @@ class Trainer:
             engine.backward(loss / group)
             total, count = total + value, count + 1
             if (index + 1) % config.accumulate == 0 or last:
-                self._optimize(engine)
+                self._optimize(engine, config)
             if config.log_every and (index + 1) % config.log_every == 0:
-                self._note({"epoch": epoch + 1, "step": self.step, "lr": now, "loss": value})
+                self._note({"epoch": number, "step": self.step, "lr": now, "loss": value})
         if not count:
             raise ArgumentError("no batches", where="data", remedy="Pass a loader or a list.")
-        self._note({"epoch": epoch + 1, "step": self.step, "lr": now, "loss": total / count})
+        self._note({"epoch": number, "step": self.step, "lr": now, "loss": total / count})
 
     def _loss(self, engine: Engine, batch: Batch) -> Tensor:
         if batch.targets is None:
@@ -139,7 +170,7 @@ class Trainer:
             )
         call, targets = batch.call.to(self.device), moved(batch.targets, self.device)
         loss = self.loss or cross_entropy(self.config.label_smoothing)
-        with engine.autocast(), _typed_errors():
+        with engine.autocast(), _typed_errors(batch.call.batch_size):
             outputs = call(engine.model)
             distilled = None
             if self.config.distillation is not None and self.teacher is not None:
@@ -156,15 +187,15 @@ class Trainer:
             task = combined(value, distilled, self.config.distillation)
             return self.method.on_loss(task, batch, outputs)
 
-    def _optimize(self, engine: Engine) -> None:
+    def _optimize(self, engine: Engine, config: TrainConfig) -> None:
         self.method.on_gradients(engine.optimizer)
-        if self.config.clip_grad is not None:
-            engine.clip(self.config.clip_grad)
+        if config.clip_grad is not None:
+            engine.clip(config.clip_grad)
         engine.optimizer.step()
         engine.optimizer.zero_grad()
         self.step += 1
         try:
-            self.method.on_step(self.step, engine.optimizer)
+            self.method.on_step(self.step - self._began, engine.optimizer)
         except PreconditionError as error:
             raise self._diverged() from error
 
@@ -176,35 +207,66 @@ class Trainer:
         )
 
     def _after_epoch(
-        self, epoch: int, optimizer: torch.optim.Optimizer, rate: LearningRate
-    ) -> None:
-        config, number = self.config, epoch + 1
-        last = number == config.epochs
+        self, phase: Phase, config: TrainConfig, epoch: int, rate: LearningRate
+    ) -> float | None:
+        """Evaluate, compare and report; returns the validation metric, if it was measured."""
+        self._epochs += 1
+        last = epoch + 1 == config.epochs
         row = self.history[-1]
-        if self.valid is not None and (number % config.eval_every == 0 or last):
+        if phase != Phase():
+            for noted in self.history:
+                if noted["epoch"] == self._epochs:
+                    noted["phase"] = phase.name
+        score = None
+        if self.valid is not None and ((epoch + 1) % config.eval_every == 0 or last):
             score = evaluate(self.graph.runnable, self.valid, self.device, self.metric)
-            row["metric"], row["within"] = score, self.within()
+            row["metric"] = score
             if score is not None:
                 rate.observe(score)
-                if row["within"] and score > self.best.metric:
-                    state = {k: v.clone() for k, v in self.graph.module.state_dict().items()}
-                    self.best = Best(score, number, state)
+            if phase.candidate:
+                row["within"] = self.within()
+                self._compare(score, within=row["within"], last=last)
         self.report(row)
-        if self.checkpoints is not None and (number % config.save_every == 0 or last):
-            self.checkpoints.save(number, self._state(number, optimizer, rate))
+        return score
+
+    def _compare(self, score: float | None, *, within: bool, last: bool) -> None:
+        """Keep the model if it is the best so far among those that can be the result."""
+        if self.config.select == "last" and not last:
+            return
+        if score is not None and within and score > self.best.metric:
+            state = {k: v.clone() for k, v in self.graph.runnable.state_dict().items()}
+            self.best = Best(score, self._epochs, state)
+
+    def _reached(self, phase: Phase, config: TrainConfig, score: float | None) -> float | None:
+        """The metric of what a phase would have as the result."""
+        if not phase.candidate or score is None:
+            return None
+        if self.config.select == "last" or self.best.epoch <= self._epochs - config.epochs:
+            return score
+        return self.best.metric
 
     def _note(self, row: dict[str, Any]) -> None:
         self.history.append(row)
 
+    def _save(
+        self, epoch: int, optimizer: torch.optim.Optimizer | None, rate: LearningRate
+    ) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self._epochs, self._state(epoch, optimizer, rate))
+
     def _state(
-        self, epoch: int, optimizer: torch.optim.Optimizer, rate: LearningRate
+        self, epoch: int, optimizer: torch.optim.Optimizer | None, rate: LearningRate
     ) -> dict[str, Any]:
+        """What goes on after a kill; without an optimizer, a new phase begins."""
         loader = getattr(self.data, "state_dict", None)
         return {
             "epoch": epoch,
+            "epochs": self._epochs,
             "step": self.step,
-            "model": dict(self.graph.module.state_dict()),
-            "optimizer": optimizer.state_dict(),
+            "began": self._began,
+            "ended": [[end.name, end.metric] for end in self.ended],
+            "model": dict(self.graph.runnable.state_dict()),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
             "rate": rate.state_dict(),
             "method": self.method.state_dict(),
             "random": random_state(self.device),
@@ -214,35 +276,36 @@ class Trainer:
             "history": self.history,
         }
 
-    def _resume(self, optimizer: torch.optim.Optimizer, rate: LearningRate) -> int:
-        """Load the last checkpoint, if there is one; returns the first epoch to run."""
+    def _resume(self) -> dict[str, Any] | None:
+        """Load the last checkpoint, if there is one; the phase takes the rest from it."""
         state = self.checkpoints.load() if self.checkpoints is not None else None
         if state is None:
-            return 0
-        try:
-            return self._restore(state, optimizer, rate)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise StorageError(
-                f"the checkpoint does not fit this run: {type(error).__name__}: {error}",
-                where="out",
-                remedy="Remove the folder 'checkpoints' in it; the run starts anew.",
-            ) from error
+            return None
+        with _checkpoint_errors():
+            self.graph.runnable.load_state_dict(state["model"])
+            self.method.load_state_dict(state["method"])
+            set_random_state(state["random"], self.device)
+            for generator, saved in zip(_generators(self.data), state["generators"], strict=True):
+                generator.set_state(saved)
+            if state["loader"] is not None:
+                self.data.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+            self.best = Best(*state["best"])
+            self.ended = [PhaseEnd(*end) for end in state["ended"]]
+            self.history, self.step = list(state["history"]), int(state["step"])
+            self._began, self._epochs = int(state["began"]), int(state["epochs"])
+        return state
 
-    def _restore(
-        self, state: dict[str, Any], optimizer: torch.optim.Optimizer, rate: LearningRate
-    ) -> int:
-        self.graph.module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rate.load_state_dict(state["rate"])
-        self.method.load_state_dict(state["method"])
-        set_random_state(state["random"], self.device)
-        for generator, saved in zip(_generators(self.data), state["generators"], strict=True):
-            generator.set_state(saved)
-        if state["loader"] is not None:
-            self.data.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-        self.best = Best(*state["best"])
-        self.history, self.step = list(state["history"]), int(state["step"])
-        return int(state["epoch"])
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise StorageError(
+            f"the checkpoint does not fit this run: {type(error).__name__}: {error}",
+            where="out",
+            remedy="Remove the folder 'checkpoints' in it; the run starts anew.",
+        ) from error
 
 
 def _generators(data: Iterable[Any]) -> list[torch.Generator]:
@@ -254,56 +317,26 @@ def _generators(data: Iterable[Any]) -> list[torch.Generator]:
 
 
 @contextmanager
-def _typed_errors() -> Iterator[None]:
-    """Name the arguments when the model or the loss fails on a batch."""
+def _typed_errors(size: int | None) -> Iterator[None]:
+    """Name the arguments when the model or the loss fails on a batch of so many samples."""
     try:
         yield
     except CompressionError:
         raise
     except Exception as error:
+        # torch has no error class for it, only these words.
+        if "more than 1 value per channel" in str(error):
+            raise TrainingError(
+                f"a batch has size {size}, and BatchNorm needs more than one value per channel",
+                where="data",
+                remedy="Leave out a smaller last batch (DataLoader(..., drop_last=True)), or "
+                "choose another batch size.",
+            ) from error
         raise TrainingError(
             f"the model or the loss fails on a batch: {type(error).__name__}: {error}",
             where="data",
             remedy="Its batches must be such as the model takes, with targets for the loss.",
         ) from error
-
-
-def length_of(data: Any) -> int | None:
-    """Number of batches; `None` when the data does not say (a loader of a stream raises)."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
-
-
-def batches_per_epoch(data: Iterable[Any], config: TrainConfig) -> int:
-    """Batches of one epoch.
-
-    Raises:
-        ArgumentError: The data does not say how many it has.
-    """
-    size = length_of(data)
-    if size is None and config.batches_per_epoch is None:
-        raise ArgumentError(
-            f"{type(data).__name__} has no length, so the schedules cannot be laid out",
-            where="data",
-            remedy="Pass a loader or a list, or set TrainConfig.batches_per_epoch.",
-        )
-    if isinstance(data, Iterator):
-        raise ArgumentError(
-            "an iterator can be read only once",
-            where="data",
-            remedy="Pass a loader or a list: training reads the data once an epoch.",
-        )
-    wanted = config.batches_per_epoch or size or 0
-    return wanted if size is None else min(wanted, size)
-
-
-def total_steps(data: Iterable[Any], config: TrainConfig) -> int:
-    """Optimizer steps of the whole run."""
-    if not config.epochs:
-        return 0
-    return config.epochs * math.ceil(batches_per_epoch(data, config) / config.accumulate)
 
 
 def frozen_teacher(model: nn.Module) -> nn.Module:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError
 from transform.training.config import TrainConfig
@@ -19,9 +19,17 @@ _EXPONENTIAL_END = 0.01
 _PLATEAU_FACTOR, _PLATEAU_PATIENCE = 0.5, 2
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, those without weight decay in a group of their own."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(
+    model: nn.Module, config: TrainConfig, tensors: Sequence[Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """What is trained, that without weight decay in a group of its own.
+
+    Args:
+        model: Its parameters that require gradients are trained.
+        config: How.
+        tensors: Trained instead of them.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad] if tensors is None else [*tensors]
     if not trained:
         raise ArgumentError(
             "every parameter is frozen",
@@ -38,9 +46,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that a configuration asks for."""
-    groups = parameter_groups(model, config)
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, tensors: Sequence[Tensor] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that a configuration asks for; see `parameter_groups`."""
+    groups = parameter_groups(model, config, tensors)
     if not isinstance(config.optimizer, str):
         made: torch.optim.Optimizer = config.optimizer(groups)
         if not isinstance(made, torch.optim.Optimizer):

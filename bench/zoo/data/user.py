@@ -24,13 +24,19 @@ def load_user(name: str) -> tuple[Iterable[Any], Iterable[Any] | None, Iterable[
     """
     with user_code():
         found = run_user_code(find_object(name, "data"), name, "data")
-    if not isinstance(found, tuple | list) or len(found) != len(_PARTS) or found[0] is None:
+    if not isinstance(found, tuple | list) or len(found) != len(_PARTS):
         held = f"{len(found)} values" if isinstance(found, tuple | list) else type(found).__name__
         raise ArgumentError(
             f"{name!r} returns {held}, not (train, valid, test)",
             where="data",
             remedy="Return three iterables of batches (inputs, targets); valid and test may be "
             "None.",
+        )
+    if found[0] is None:
+        raise ArgumentError(
+            f"{name!r} returns None as train",
+            where="data",
+            remedy="Return batches (inputs, targets) to train on; only valid and test may be None.",
         )
     for first, second in ((0, 1), (0, 2), (1, 2)):
         if found[first] is not None and found[first] is found[second]:

@@ -13,6 +13,7 @@ from passes.methods.energy_projection import SPEC as ENERGY
 from passes.methods.energy_projection import EnergyProjection
 from passes.methods.magnitude import SPEC as MAGNITUDE
 from passes.methods.magnitude import Magnitude
+from passes.methods.phases import Phase
 
 
 def small_graph():
@@ -30,6 +31,7 @@ def started(graph, spec, config, budget="energy<=50%", steps=40):
     method = spec.build(config)
     plan = method.plan(graph, run.costs, limits, one_shot=False)
     method.prepare(graph, plan, run)
+    method.on_phase_start(Phase())
     return method, run
 
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "train",
     "run",
     "compare",
+    "plot",
     "demo",
 )
 

@@ -35,6 +35,11 @@ def test_every_default_can_be_written(name):
     assert defaults(config) == asdict(config())
 
 
+def test_several_numbers_are_written_with_commas():
+    assert configure("energy", ["mask_keep=0.6, 0.5"]).mask_keep == (0.6, 0.5)
+    assert configure("energy", ["mask_keep=0.6"]).mask_keep == (0.6,)
+
+
 @pytest.mark.parametrize(
     ("method", "setting", "message"),
     [
@@ -48,6 +53,8 @@ def test_every_default_can_be_written(name):
         ("energy", "min_density=x", "Allowed: none, or a number"),
         ("energy", "min_density=2", "a share from 0 to 1"),
         ("magnitude", "scope=model", "Allowed: global, or layer"),
+        ("energy", "mask_keep=0.9,x", "Allowed: a number, or several with commas"),
+        ("energy", "mask_keep=", "Allowed: a number, or several with commas"),
     ],
 )
 def test_bad_settings_are_refused(method, setting, message):
@@ -74,4 +81,4 @@ def test_narrow_types_come_before_text():
 
 def test_a_type_that_no_option_can_have_is_refused():
     with pytest.raises(ArgumentError, match="not allowed"):
-        parse_value("1,2", tuple[int, ...], "x")
+        parse_value("1,2", list[int], "x")

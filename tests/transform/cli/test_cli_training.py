@@ -220,7 +220,8 @@ def test_compare_runs_a_recipe_first(recipe, tmp_path):
     result = run("compare", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "out" / "runs" / "toy").rglob("result.json"))) == 4
-    assert (tmp_path / "out" / "comparison.png").is_file()
+    names = {f"comparison{end}.png" for end in ("", "-weights", "-energy", "-training")}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == names
 
 
 def test_a_dry_run_saves_no_model(recipe, tmp_path):

@@ -76,6 +76,16 @@ def test_nesterov_without_momentum_is_refused():
     assert TrainConfig(nesterov=True, momentum=0.5).nesterov
 
 
+def test_a_schedule_that_would_rise_is_refused():
+    with pytest.raises(
+        ArgumentError, match=r"TrainConfig\.min_lr: min_lr is 0\.2, above lr"
+    ) as caught:
+        TrainConfig(lr=0.1, min_lr=0.2)
+    assert "lower min_lr, or raise lr" in caught.value.remedy
+    assert TrainConfig(lr=0.1, min_lr=0.1).min_lr == 0.1
+    assert TrainConfig(lr=0.0).min_lr == 0.0
+
+
 def test_the_defaults_are_those_of_the_paper():
     config = TrainConfig()
     assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 1e-4)
@@ -106,7 +116,7 @@ def test_a_table_of_rates_is_sorted_and_may_have_keys_from_json():
 share = st.floats(0, 1)
 rate = st.floats(0, 10)
 configs = st.builds(
-    TrainConfig,
+    lambda lr, least, **fields: TrainConfig(lr=lr, min_lr=lr * least, **fields),
     epochs=st.integers(0, 100),
     optimizer=st.sampled_from(["sgd", "adam", "adamw", "adadelta"]),
     lr=rate,
@@ -115,7 +125,7 @@ configs = st.builds(
     decay_norm_and_bias=st.booleans(),
     schedule=st.sampled_from(["cosine", "step", "exponential", "plateau", "constant"])
     | st.dictionaries(st.floats(0, 50), rate, min_size=1, max_size=4),
-    min_lr=rate,
+    least=share,
     warmup_epochs=rate,
     clip_grad=st.none() | st.floats(0.01, 5),
     label_smoothing=share,

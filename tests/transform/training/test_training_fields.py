@@ -121,6 +121,11 @@ def test_rows_within_an_epoch(every, steps):
     assert [row["step"] for row in rows] == steps
 
 
+def test_rows_within_an_epoch_are_counted_in_batches_not_in_steps():
+    rows = trained_rows(run(train={"epochs": 1, "log_every": 1, "accumulate": 2}))
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize(("every", "epochs"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_checkpoints_on_the_way(every, epochs, tmp_path, monkeypatch):
     saved, save = [], Checkpoints.save

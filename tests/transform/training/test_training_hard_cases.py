@@ -322,6 +322,23 @@ def test_a_batch_that_does_not_fit_is_a_typed_error(batch):
         run(data=[*batches(), batch])
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_a_last_batch_of_one_sample_is_a_typed_error(norm):
+    model = nn.Sequential(nn.Linear(8, 4), norm(4), nn.Linear(4, 3))
+    x, y = examples(9)
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    match = "data: a batch has size 1, and BatchNorm needs more than one value"
+    with pytest.raises(TrainingError, match=match) as caught:
+        run(model, loader)
+    assert "drop_last=True" in caught.value.remedy
+    run(model, DataLoader(TensorDataset(x, y), batch_size=8, drop_last=True))
+
+
+def test_one_sample_is_enough_without_a_norm():
+    x, y = examples(9)
+    run(data=DataLoader(TensorDataset(x, y), batch_size=8))
+
+
 def test_an_optimizer_that_is_none_is_a_typed_error():
     with pytest.raises(ArgumentError, match="optimizer"):
         run(train=TrainConfig(epochs=1, optimizer=lambda groups: None))

@@ -31,7 +31,7 @@ import transform
 from transform import TrainConfig
 from transform.fingerprint import state_digest
 from transform.training.config import Distill
-from transform.training.loop import total_steps
+from transform.training.steps import total_steps
 
 ALL = "nonzeros<=100%"
 CONFIGS = [

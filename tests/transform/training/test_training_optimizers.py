@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from training_runs import batches, plain, rich, run, trained_rows
+from training_runs import batches, digest, plain, rich, run, trained_rows
 
 from transform import TrainConfig
 from transform.training.optimizers import LearningRate, build_optimizer, parameter_groups
@@ -140,6 +140,17 @@ def test_a_run_uses_the_rate_of_every_batch(options):
     found = [row["lr"] for row in trained_rows(result)]
     times = [epoch + batch / 3 for epoch in (0, 1) for batch in (0, 1, 2, 2)]
     assert found == [LearningRate(config).at(time) for time in times]
+
+
+def test_the_rate_that_a_callable_optimizer_sets_is_overwritten():
+    def digest_at(own, lr):
+        def optimizer(groups):
+            return torch.optim.SGD(groups, lr=own)
+
+        return digest(train=TrainConfig(epochs=1, optimizer=optimizer, lr=lr))
+
+    assert digest_at(own=0.5, lr=0.05) == digest_at(own=7.0, lr=0.05)
+    assert digest_at(own=0.5, lr=0.05) != digest_at(own=0.5, lr=0.01)
 
 
 def test_plateau_halves_the_rate_of_a_run():

@@ -141,7 +141,7 @@ def test_the_users_own_data():
     ("name", "words"),
     [
         ("two", "2 values"),
-        ("none", "not \\(train, valid, test\\)"),
+        ("none", "returns None as train.* only valid and test may be None"),
         ("number", "returns int"),
         ("broken", "no disk"),
         ("absent", "has no 'absent'"),

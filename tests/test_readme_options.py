@@ -1,0 +1,80 @@
+"""The README's table of the authors' options names things that exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import transform
+from bench.zoo.data.spec import NAMES, parse_spec
+from passes.methods.energy_projection import EnergyProjection
+from transform.cli.app import app
+
+README = Path(__file__).parents[1] / "README.md"
+CONFIGS = {"TrainConfig": transform.TrainConfig, "EnergyProjection": EnergyProjection}
+# What the README of the energy paper's code lets its users set.
+REQUIRED = [
+    "--budget",
+    "--exp_bdecay",
+    "--proj_int",
+    "--distill",
+    "--nodp",
+    "--input_mask",
+    "--xlr",
+    "--xl2wd",
+    "--skip1",
+    "--randinit",
+    "--pretrain",
+    "--eval",
+    "--test_interval",
+    "--save_interval",
+    "--log_interval",
+    "--seed",
+    "--num_workers",
+]
+
+
+def rows():
+    section = README.read_text().split("## From the authors' options to ours")[1].split("\n## ")[0]
+    cells = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return [(theirs.strip(), ours.strip()) for theirs, ours, *_ in cells[1:]]
+
+
+def exists(name):
+    """Whether a counterpart is there: a field, an argument, an option or a key of a SPEC."""
+    if match := re.fullmatch(r"(\w+)\.(\w+)", name):
+        return match[2] in {field.name for field in dataclasses.fields(CONFIGS[match[1]])}
+    if match := re.fullmatch(r"compress\((\w+)\)", name):
+        return match[1] in inspect.signature(transform.compress).parameters
+    if match := re.fullmatch(r"transform (\w+) (--[\w-]+)", name):
+        command = typer.main.get_command(app).commands[match[1]]
+        return match[2] in {option for parameter in command.params for option in parameter.opts}
+    if match := re.fullmatch(r"(\w+):(\w+)=(\d+)", name):
+        return match[2] in NAMES[match[1]]
+    return False
+
+
+@pytest.mark.parametrize(("theirs", "ours"), rows())
+def test_the_counterpart_exists(theirs, ours):
+    assert exists(ours.strip("`"))
+
+
+def test_every_option_of_the_authors_is_in_the_table():
+    named = set(re.findall(r"--\w+", " ".join(theirs for theirs, _ in rows())))
+    assert set(REQUIRED) <= named
+
+
+@pytest.mark.parametrize(
+    "name", ["TrainConfig.nope", "compress(nope)", "transform compress --nope", "mnist:nope=1", "x"]
+)
+def test_a_name_that_is_not_there_is_noticed(name):
+    assert not exists(name)
+
+
+def test_the_keys_of_data_are_understood():
+    assert parse_spec("mnist:batch=64").batch == 64
