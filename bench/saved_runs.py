@@ -9,7 +9,7 @@ from typing import Any
 from energy_model.cost import CostTable
 from energy_model.errors import ArgumentError, StorageError
 from passes.storage.atomic import read_json
-from transform.recipe_run import training_curve
+from transform.recipes.run import training_curve
 
 COMPRESSED, TRAINED = "compressed.json", "train.json"
 _FORMATS = {COMPRESSED: "transform-compressed", TRAINED: "transform-trained"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bench.paired import Against, Correct, against
 from bench.statistics import mcnemar, paired_t, sign_test
 from energy_model.errors import ArgumentError
-from transform.recipe_run import packed
+from transform.recipes.run import packed
 
 
 def stored(truths, **other):

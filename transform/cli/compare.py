@@ -8,7 +8,7 @@ from pathlib import Path
 from energy_model.errors import CompressionError, StorageError
 from transform.cli import options
 from transform.cli.run import run_cells, typed_command
-from transform.recipes import load_recipe
+from transform.recipes.recipe import load_recipe
 
 EPILOG = """
 Examples:

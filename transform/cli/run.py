@@ -12,9 +12,9 @@ from typing import Any
 from energy_model.errors import ArgumentError, CompressionError, InfeasibleBudget
 from transform.cli import options
 from transform.cli.progress import progress_mode
-from transform.recipe_parts import Cell
-from transform.recipe_run import run_cell
-from transform.recipes import Recipe, load_recipe, select_cells
+from transform.recipes.parts import Cell
+from transform.recipes.recipe import Recipe, load_recipe, select_cells
+from transform.recipes.run import run_cell
 
 EPILOG = """
 Examples:

@@ -10,7 +10,7 @@ from transform.cli.data import load_data
 from transform.cli.model import load_model
 from transform.cli.progress import progress_mode
 from transform.progress import Progress
-from transform.recipe_run import require_apart
+from transform.recipes.run import require_apart
 from transform.training.config import TrainConfig
 from transform.training.plain import train_plain
 

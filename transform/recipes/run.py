@@ -20,8 +20,8 @@ from passes.storage.atomic import json_bytes, read_json, write_file
 from transform.compress import compress
 from transform.evaluate import correct_samples
 from transform.progress import Mode
-from transform.recipe_parts import Cell
-from transform.recipes import Recipe
+from transform.recipes.parts import Cell
+from transform.recipes.recipe import Recipe
 from transform.result import Compressed
 from transform.storage import CHECKPOINTS, load
 from transform.training.fit import run_identity

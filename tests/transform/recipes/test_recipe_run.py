@@ -14,10 +14,10 @@ from torch import nn
 import transform
 from bench.zoo.digits import digits_batches
 from energy_model.errors import ArgumentError, StorageError
-from transform import recipe_run
 from transform.evaluate import correct_samples
-from transform.recipe_run import packed, require_apart, run_cell, training_curve
-from transform.recipes import Recipe, load_recipe, recipe_names
+from transform.recipes import run as recipe_run
+from transform.recipes.recipe import Recipe, load_recipe, recipe_names
+from transform.recipes.run import packed, require_apart, run_cell, training_curve
 from transform.storage import CHECKPOINTS
 
 TOY = Recipe.from_dict(

@@ -28,14 +28,14 @@ from transform.compress import compress
 from transform.fingerprint import state_digest
 from transform.result import Compressed
 from transform.storage import CHECKPOINTS
-from transform.testing_parts import feasible, require, small_models, unchanged
+from transform.testing.parts import feasible, require, small_models, unchanged
 from transform.training.config import TrainConfig
 
 # Seven steps an epoch: few intervals divide them, so that a counter which starts anew is noticed.
 _STEPS, _BATCH = 7, 4
 _TRAIN = TrainConfig(epochs=3, lr=0.05, select="last")
 _SAVED = "numbers, strings, tensors, and lists, tuples and dicts of them"
-_CHILD = "from transform.testing_resume import child; child()"
+_CHILD = "from transform.testing.resume import child; child()"
 _NOT_FOUND = 64  # exit status of a child
 
 

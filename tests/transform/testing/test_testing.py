@@ -20,11 +20,10 @@ from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method
 from passes.rewrite.masks import attach_masks
-from transform import testing
 from transform.result import Compressed
-from transform.testing import check_method
-from transform.testing_parts import small_models
-from transform.testing_resume import Trial, check_killed, check_resumed
+from transform.testing import check_method, contract
+from transform.testing.parts import small_models
+from transform.testing.resume import Trial, check_killed, check_resumed
 
 
 class Sound(magnitude.MagnitudePruning):
@@ -329,9 +328,11 @@ def test_sigkill_needs_a_method_that_a_fresh_process_finds(monkeypatch):
 def test_kill_adds_the_check(monkeypatch):
     register(monkeypatch, Sound, serves=("nonzeros",))
     killed = []
-    monkeypatch.setattr(testing, "_check_run", lambda *arguments: None)
-    monkeypatch.setattr(testing, "check_resumed", lambda spec, run, where: run)
-    monkeypatch.setattr(testing, "check_killed", lambda run, spec, where: killed.append(run.budget))
+    monkeypatch.setattr(contract, "_check_run", lambda *arguments: None)
+    monkeypatch.setattr(contract, "check_resumed", lambda spec, run, where: run)
+    monkeypatch.setattr(
+        contract, "check_killed", lambda run, spec, where: killed.append(run.budget)
+    )
     check_method("tried")
     assert killed == []
     check_method("tried", kill=True)

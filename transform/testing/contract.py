@@ -25,8 +25,8 @@ from transform.limits import Subject
 from transform.pipeline import resolve
 from transform.result import Compressed
 from transform.storage import load
-from transform.testing_parts import feasible, require, small_models, unchanged
-from transform.testing_resume import Trial, check_killed, check_resumed
+from transform.testing.parts import feasible, require, small_models, unchanged
+from transform.testing.resume import Trial, check_killed, check_resumed
 
 _SHARES = ("90%", "60%", "30%")
 

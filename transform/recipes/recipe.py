@@ -10,7 +10,7 @@ from typing import Any
 
 from energy_model.budget import Budget
 from energy_model.errors import ArgumentError
-from transform.recipe_parts import (
+from transform.recipes.parts import (
     Cell,
     Cost,
     check_matrix,

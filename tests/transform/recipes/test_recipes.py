@@ -8,8 +8,8 @@ import yaml
 from bench.zoo.data import parse_spec
 from energy_model.errors import ArgumentError
 from transform import EnergyProjection, Magnitude, TrainConfig
-from transform.recipe_parts import MAX_MINUTES
-from transform.recipes import Recipe, load_recipe, recipe_names, select_cells
+from transform.recipes.parts import MAX_MINUTES
+from transform.recipes.recipe import Recipe, load_recipe, recipe_names, select_cells
 
 SHIPPED = sorted(recipe_names())
 BASE = {

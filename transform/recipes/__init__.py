@@ -1,0 +1,1 @@
+"""Experiments as data: recipes, their cells, and running them."""
