@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import GraphModule, Node
@@ -43,8 +43,29 @@ class Mismatch:
     suspects: tuple[str, ...]
 
 
+class _Slice(NamedTuple):
+    """A slice that pytree opens; its bounds may be nodes."""
+
+    start: Any
+    stop: Any
+    step: Any
+
+
 def _flat(node: Node) -> tuple[list[Any], Any]:
-    return pytree.tree_flatten((node.args, dict(node.kwargs)))
+    arguments = pytree.tree_map_only(
+        slice, lambda s: _Slice(s.start, s.stop, s.step), (node.args, dict(node.kwargs))
+    )
+    return pytree.tree_flatten(arguments)
+
+
+def _rebuilt(flat: list[Any], spec: Any) -> Any:
+    """What `_flat` opened, as the arguments of a node."""
+
+    def closed(value: Any) -> Any:
+        return slice(*value) if isinstance(value, _Slice) else value
+
+    opened = pytree.tree_unflatten(flat, spec)
+    return pytree.tree_map(closed, opened, is_leaf=lambda value: isinstance(value, _Slice))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -115,6 +136,6 @@ def insert_modes(module: GraphModule, differences: list[Difference]) -> None:
         module.add_submodule(name, Mode(difference.train, flat[difference.position]))
         with module.graph.inserting_before(node):
             flat[difference.position] = module.graph.call_module(name)
-        node.args, node.kwargs = pytree.tree_unflatten(flat, spec)
+        node.args, node.kwargs = _rebuilt(flat, spec)
     module.graph.lint()
     module.recompile()
