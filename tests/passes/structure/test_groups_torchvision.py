@@ -28,7 +28,19 @@ GOLDEN = {
     "mobilenet_v3_large": (30, 8696),
     "efficientnet_b0": (40, 11404),
 }
-SLOW = {"vit_b_16", "maxvit_t"}
+SLOW = {
+    "vit_b_16",
+    "maxvit_t",
+    "swin_t",
+    "convnext_tiny",
+    "inception_v3",
+    "densenet121",
+    "googlenet",
+    "resnet101",
+    "resnet50",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+}
 SIDES = {"vit_b_16": 224, "maxvit_t": 224, "inception_v3": 96}
 SLICED = (
     "resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "densenet121",
