@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
+
+from energy_model.errors import PreconditionError
 
 
 @contextmanager
@@ -62,3 +65,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for buffer, value in values:
                 if buffer.device.type != "meta" and not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def copied(model: nn.Module, device: torch.device) -> nn.Module:
+    """A deep copy of a model, on a device.
+
+    Raises:
+        PreconditionError: The model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).to(device)
+    except RuntimeError as error:
+        raise PreconditionError(
+            f"the model cannot be copied: {str(error).splitlines()[0]}",
+            where=type(model).__name__,
+            remedy="Detach tensors that were stored on modules during training.",
+        ) from error

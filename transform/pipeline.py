@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ from torch.nn.utils import parametrize
 
 from energy_model.budget import Budget
 from energy_model.cost import CostTable
-from energy_model.errors import PostconditionError, PreconditionError
+from energy_model.errors import PostconditionError
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, LayerRule, ModelGraph, Site
 from passes.inputs import Call
+from passes.isolation import copied
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
 from passes.selectors import Selector, select_layers
@@ -82,7 +82,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     """Compress, with or without training; see `transform.compress`."""
     choice, training = request.choice, request.training
     with show.stage("tracing the model"):
-        graph = trace(_copied(request.model, request.device), request.call)
+        graph = trace(copied(request.model, request.device), request.call)
     sites, graph.rules = graph.by_name, select_layers(graph, request.layers)
     graph.decisions += [Decision(name, "rule", _told(rule)) for name, rule in graph.rules.items()]
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
@@ -158,17 +158,6 @@ def resolve(budget: Budget, subject: Subject) -> tuple[ResolvedLimit, ...]:
         base = base_value(limit.key, subject).number
         resolved.append(ResolvedLimit(limit, base, limit.resolve(base, subject.hardware)))
     return tuple(resolved)
-
-
-def _copied(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        return copy.deepcopy(model).to(device)
-    except RuntimeError as error:
-        raise PreconditionError(
-            f"the model cannot be copied: {str(error).splitlines()[0]}",
-            where=type(model).__name__,
-            remedy="Detach tensors that were stored on modules during training.",
-        ) from error
 
 
 def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) -> ModelGraph:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from energy_model.errors import ArgumentError, PreconditionError
 from energy_model.hardware import Hardware, load_hardware
 from passes.graph import LayerRule, ModelGraph, Site
 from passes.inputs import as_call
+from passes.isolation import copied
 from passes.projection.magnitudes import histogram
 from passes.selectors import Selector, select_layers
 from passes.tracing.trace import trace
@@ -85,7 +85,7 @@ def sensitivity(
             read = read_batches(model, data, batches)
         call = read[0].call if example_inputs is None else as_call(model, example_inputs)
         with show.stage("tracing the model"):
-            graph = trace(_copied(model, place), call.to(place), train=False)
+            graph = trace(copied(model, place), call.to(place), train=False)
         chosen = _chosen(graph, layers, shares)
         with show.stage("measuring the model as it is"):
             meter = Meter(graph.module, read, place, loss, metric)
@@ -192,14 +192,3 @@ def _selectors(layers: Any) -> list[Selector]:
                 remedy="Pass globs, module classes or functions, or a dict of rules.",
             )
     return selectors
-
-
-def _copied(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        return copy.deepcopy(model).to(device)
-    except RuntimeError as error:
-        raise PreconditionError(
-            f"the model cannot be copied: {str(error).splitlines()[0]}",
-            where=type(model).__name__,
-            remedy="Detach tensors that were stored on modules during training.",
-        ) from error
