@@ -129,13 +129,15 @@ def heads(context: Context, call: Call) -> Any:
 
 def _keep_heads(context: Context, call: Call, layer: nn.MultiheadAttention, units: Any) -> None:
     read = any(u.args[1:] != (0,) for u in call.node.users)
-    weights = call.argument(5, "need_weights", True)
+    weights = call.argument(4, "need_weights", True)
     if read and weights:
         context.slots.freeze(units, f"the attention weights of {call} are read")
+    if layer.add_zero_attn:
+        context.slots.freeze(units, f"{call} attends to a zero of its own")
     if layer.bias_k is not None:
         context.slots.freeze(units, f"{call} has a key and a value of its own")
     if any(
         isinstance(mask, Layout) and mask.rank == 3
-        for mask in (call.argument(6, "attn_mask"), call.argument(4, "key_padding_mask"))
+        for mask in (call.argument(5, "attn_mask"), call.argument(3, "key_padding_mask"))
     ):
         context.slots.freeze(units, f"the mask of {call} may have a row for each head")

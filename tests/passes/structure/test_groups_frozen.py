@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from slicing import random_state, randomize, sliced, traced, worst_error
+from slicing import random_state, randomize, shrunk, traced, worst_error
 from structure_nets import Attention, Net, Tied, image
 from torch import nn
 
@@ -205,7 +205,7 @@ def test_the_analysis_leaves_the_model_as_it_was():
     model = Tied().double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph, groups = traced(model, image())
-    sliced(graph, groups, random_state(groups, 0))
+    shrunk(graph, groups, random_state(groups, 0))
     model.train()
     channel_groups(graph)
     assert model.training

@@ -1,10 +1,9 @@
-"""torchvision's models: golden counts, and index maps that hold."""
+"""torchvision's models: golden counts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from slicing import randomize, traced, worst_error
 
 from passes.inputs import as_call
 from passes.structure.groups import channel_groups
@@ -28,25 +27,8 @@ GOLDEN = {
     "mobilenet_v3_large": (30, 8696),
     "efficientnet_b0": (40, 11404),
 }
-SLOW = {
-    "vit_b_16",
-    "maxvit_t",
-    "swin_t",
-    "convnext_tiny",
-    "inception_v3",
-    "densenet121",
-    "googlenet",
-    "resnet101",
-    "resnet50",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-}
-SIDES = {"vit_b_16": 224, "maxvit_t": 224, "inception_v3": 96}
-SLICED = (
-    "resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "densenet121",
-    "mobilenet_v3_small", "efficientnet_b0", "googlenet", "inception_v3", "vit_b_16", "swin_t",
-    "convnext_tiny", "regnet_y_400mf", "mnasnet0_5", "maxvit_t",
-)  # fmt: skip
+SLOW = {"densenet121", "resnet101", "resnet50", "efficientnet_b0"}
+SIDES = {"vit_b_16": 224}
 
 
 def marked(names):
@@ -54,10 +36,9 @@ def marked(names):
 
 
 def build(name, classes=10):
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return models.get_model_builder(name)(weights=None, num_classes=classes, **extra).eval()
+        return models.get_model_builder(name)(weights=None, num_classes=classes).eval()
 
 
 def image(name, batch, dtype=torch.float32):
@@ -75,13 +56,6 @@ def test_golden_counts(name):
     frozen = [group for group in groups if group.frozen]
     assert [group.why for group in frozen] == ["is an output of the model"]
     assert [decision.layer for decision in groups.decisions] == [frozen[0].name]
-
-
-@pytest.mark.parametrize("name", marked(SLICED))
-def test_index_maps(name):
-    x = image(name, 1, torch.float64)
-    graph, groups = traced(randomize(build(name)), x)
-    assert worst_error(graph, groups, (x,), seeds=(0,)) < 1e-9
 
 
 def test_streams_and_inner_channels_of_resnet18():

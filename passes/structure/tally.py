@@ -1,0 +1,103 @@
+"""Costs that follow a keep-state: only what a change touches is counted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.structure.cost_terms import Term, View
+
+
+class Tally:
+    """Costs of a keep-state that changes by a few units at a time.
+
+    Args:
+        terms: The parts of the costs that depend on the state.
+        constant: The rest of each cost.
+        view: The state to start from; it is changed.
+    """
+
+    def __init__(self, terms: Sequence[Term], constant: Sequence[int], view: View) -> None:
+        self._terms, self._view = terms, view
+        self._parts = [term.value(view) for term in terms]
+        sums = list(constant)
+        for term, part in zip(self._terms, self._parts, strict=True):
+            sums = [a + weight * part for a, weight in zip(sums, term.weights, strict=True)]
+        self._values = tuple(sums)
+        self._lines: dict[str, list[tuple[int, NDArray[np.int64], int]]] = {}
+        self._touched: dict[str, list[int]] = {}
+        for name in view.state:
+            self._index(name)
+        sets = {name: set(touched) for name, touched in self._touched.items()}
+        self._neighbours = {
+            name: frozenset(other for other in sets if own & sets[other] or other == name)
+            for name, own in sets.items()
+        }
+
+    def _index(self, name: str) -> None:
+        """Note which lines a group cuts, and which terms depend on them."""
+        found = []
+        for number, line in enumerate(self._view.lines):
+            counts = line.counts.get(name)
+            if counts is not None:
+                alike = int(counts[0]) if (counts == counts[0]).all() else 0
+                found.append((number, counts, alike))
+        self._lines[name] = found
+        own = {number for number, _, _ in found}
+        self._touched[name] = [i for i, t in enumerate(self._terms) if own & set(t.lines)]
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The costs, in the order of the keys."""
+        return self._values
+
+    @property
+    def state(self) -> dict[str, NDArray[np.bool_]]:
+        """A copy of the state."""
+        return {name: keep.copy() for name, keep in self._view.state.items()}
+
+    def neighbours(self, group: str) -> frozenset[str]:
+        """The groups whose savings change when units of a group are flipped, itself included."""
+        return self._neighbours[group]
+
+    def after(self, group: str, units: NDArray[Any]) -> tuple[int, ...]:
+        """What the costs would be if some units of a group were flipped.
+
+        Args:
+            group: The group's name.
+            units: Indices of the units, each once: those that stay go, the others come back.
+        """
+        view = self._view
+        lengths = view.lengths.copy()
+        values, _ = self._flip(group, units)
+        view.lengths[:] = lengths
+        view.state[group][units] ^= True
+        return values
+
+    def apply(self, group: str, units: NDArray[Any]) -> None:
+        """Flip some units of a group; see `after`."""
+        self._values, parts = self._flip(group, units)
+        for index, part in zip(self._touched[group], parts, strict=True):
+            self._parts[index] = part
+
+    def _flip(self, group: str, units: NDArray[Any]) -> tuple[tuple[int, ...], list[int]]:
+        """Change the view; the costs that it has now, and the terms that changed."""
+        view = self._view
+        keep = view.state[group]
+        added = 1 - 2 * keep[units].astype(np.int64)
+        number = int(added.sum())
+        keep[units] ^= True
+        for line, counts, alike in self._lines[group]:
+            view.lengths[line] += alike * number if alike else int(counts[units] @ added)
+        values, parts = list(self._values), []
+        for index in self._touched[group]:
+            term = self._terms[index]
+            part = term.value(view)
+            parts.append(part)
+            change = part - self._parts[index]
+            for i, weight in enumerate(term.weights):
+                values[i] += weight * change
+        return tuple(values), parts
