@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -20,6 +21,7 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
 from passes.methods.plan import Plan
+from passes.rewrite.fit_shapes import fit_shapes
 from passes.storage.atomic import json_bytes, read_json, storage_errors, write_file, write_folder
 from passes.storage.graph_json import (
     as_graph,
@@ -241,7 +243,7 @@ def _restored(
     if model is None or rewritten:
         module = _rebuilt(description, state, model, call, where)
     else:
-        module = _filled(description, state, aliases, model, where)
+        module = _filled(description, state, aliases, model, call, where)
     graph = trace(module, call)
     graph.rewritten = rewritten
     decisions = tuple(Decision(**item) for item in description["decisions"])
@@ -303,16 +305,24 @@ def _functions(model: nn.Module, call: Call, where: str) -> dict[str, Callable[.
     return {} if traced is None else custom_functions(traced)
 
 
+def _fit(module: nn.Module, state: dict[str, Tensor], call: Call) -> None:
+    with contextlib.suppress(Exception):  # what does not fit is told when the weights are loaded
+        fit_shapes(module, state, call)
+
+
 def _filled(
     description: dict[str, Any],
     state: dict[str, Tensor],
     aliases: Mapping[str, str],
     model: nn.Module,
+    call: Call,
     where: str,
 ) -> nn.Module:
-    """A copy of the user's model with the saved weights."""
+    """A copy of the user's model with the saved weights, without the channels that were removed."""
     module = copy.deepcopy(model)
     full = state | {name: state[known] for name, known in aliases.items()}
+    if list(module.state_dict()) == description["keys"]:
+        _fit(module, full, call)
     why = "its state-dict keys are others"
     if list(module.state_dict()) == description["keys"]:
         try:

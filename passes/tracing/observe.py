@@ -90,6 +90,12 @@ class _Masked:
 _COPIES = frozenset({"clone", "_to_copy", "contiguous", "_unsafe_view", "reshape"})
 
 
+def _is_layer(part: nn.Module) -> bool:
+    """Whether it is a layer of torch, or one of ours in the place of such a layer."""
+    ours = getattr(part, "traced_as_layer", False) is True
+    return ours or type(part).__module__.startswith("torch.nn")
+
+
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -105,8 +111,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.parameters = {_storage(p): p for p in parameters}
         self.buffers = frozenset(_storage(b) for b in model.buffers())
-        modules = model.named_modules()
-        self.layers = {p for p, m in modules if type(m).__module__.startswith("torch.nn")}
+        self.layers = {path for path, part in model.named_modules() if _is_layer(part)}
         self.derived: dict[int, _Derived] = {}
         self.products: list[Product] = []
         self.stack: list[str] = [""]

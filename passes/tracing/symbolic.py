@@ -30,9 +30,11 @@ class _Tracer(Tracer):
         self.running: list[str] = [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Opaque leaves, and what torch itself treats as one layer."""
-        return module_qualified_name in self.leaves or super().is_leaf_module(
-            m, module_qualified_name
+        """Opaque leaves, and what torch or a pass of ours treats as one layer."""
+        return (
+            module_qualified_name in self.leaves
+            or getattr(m, "traced_as_layer", False) is True
+            or super().is_leaf_module(m, module_qualified_name)
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
