@@ -16,10 +16,9 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,6 +30,7 @@ VIEWS = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 FLOATS = tuple(getattr(onnx.TensorProto, n) for n in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
 
 Counts = dict[str, int]
+Weight = NamedTuple("Weight", [("elements", int), ("nonzeros", int), ("bits", int)])  # noqa: UP014 -- one line
 Support = NDArray[np.bool_]
 
 
@@ -38,8 +38,7 @@ class UnusableInputError(Exception):
     """The certificate or the ONNX file cannot be read, or its energy cannot be recounted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(NamedTuple):
     """One spatial axis of a layer, seen as a gather from padded positions.
 
     `source`, of shape (padded size,), is the input at each padded position, -1 where there is none.
@@ -57,14 +56,12 @@ class Axis:
         return np.arange(self.kernel)[:, None] * self.dilation + starts
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """One use of a weight by one node, repeated `times` (the time steps of a recurrence).
 
     `nonzero` has shape (groups, C_out / groups, C_in / groups, *kernel), `inputs` (C_in, *sizes),
-    or (1, *sizes) when alike in all channels. Input strips are cut along the first of `axes`, which
-    for a matrix product (`linear`) holds its positions. `mac_positions` are the MACs of one weight;
-    None stands for the output positions.
+    or (1, *sizes) when alike in all channels. Input strips are cut along the first of `axes`, for a
+    matrix product (`linear`) its positions. `mac_positions`: MACs of a weight, None for outputs.
     """
 
     nonzero: Support
@@ -73,15 +70,6 @@ class Use:
     linear: bool = False
     mac_positions: int | None = None
     times: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A counted initialiser: elements, elements that are not zero, stored bits of one element."""
-
-    elements: int
-    nonzeros: int
-    bits: int
 
 
 def refetched(rows: NDArray[np.int64], axis: Axis, capacity: int) -> int:
@@ -162,23 +150,20 @@ class Graph:
         """The initialiser behind a stored value, and the value as a view of it; or None."""
         if name in self.stored:
             return name, numpy_helper.to_array(self.stored[name])
-        node = self.producer.get(name)
-        if node is None:
+        if (node := self.producer.get(name)) is None:
             return None
         if node.op_type == "Constant" and "value" in _attributes(node):
             return name, numpy_helper.to_array(_attributes(node)["value"])
         found = self.constant(node.input[0], through) if node.op_type in through else None
         if found is None or node.op_type in ("Identity", "Cast", "Expand"):
             return found
-        root, array = found
         if node.op_type == "Transpose":
-            return root, array.transpose(_attributes(node).get("perm"))
-        return root, array.reshape(self.shape(name))
+            return found[0], found[1].transpose(_attributes(node).get("perm"))
+        return found[0], found[1].reshape(self.shape(name))
 
     def support(self, name: str) -> Support | None:
         """Support of a stored weight, noted in `weights`; None for a computed value."""
-        found = self.constant(name)
-        if found is None:
+        if (found := self.constant(name)) is None:
             return None
         root, array = found
         support = np.asarray(array != 0)
@@ -189,7 +174,7 @@ class Graph:
         """Every use of a stored weight by a convolution, matrix product or recurrent layer."""
         for node in self.nodes:
             if node.op_type in ("Gemm", "MatMul"):
-                yield from self._product(node)
+                yield from self._column_groups(node) or self._product(node)
             elif node.op_type in ("Conv", "ConvTranspose"):
                 yield from self._convolution(node)
             elif node.op_type in ("LSTM", "GRU", "RNN"):
@@ -200,13 +185,30 @@ class Graph:
         support = self.support(node.input[0 if left else 1]) if left != right else None
         if support is None:
             return
-        if support.ndim == 1:
-            support = support[None] if left else support[:, None]
+        support = support if support.ndim > 1 else np.expand_dims(support, 0 if left else 1)
         # (out, in) stands left of the activation, (in, out) right of it.
         if bool(_attributes(node).get("transA" if left else "transB")) == left:
             support = support.swapaxes(-1, -2)
         matrix = support.reshape(-1, *support.shape[-2:])
         yield _tokens(matrix, math.prod(self.shape(node.output[0])) // math.prod(matrix.shape[:2]))
+
+    def _column_groups(self, node: onnx.NodeProto) -> list[Use]:
+        """Blocks (groups, rows, k) times inputs gathered by (groups, k), as the whole weight."""
+        gather = self.producer.get(node.input[1], node)
+        gather = self.producer.get(gather.input[0], node) if gather.op_type == "Reshape" else gather
+        names, axis = (node.input[0], *gather.input[1:]), _attributes(gather).get("axis", 0)
+        ranks = [len(self.stored[name].dims) if name in self.stored else -1 for name in names]
+        if gather.op_type != "Gather" or axis not in (0, 1) or ranks != [3, 2]:
+            return []
+        blocks, columns = (numpy_helper.to_array(self.stored[name]) for name in names)
+        dims = self.shape(gather.input[0])  # (c, *positions), or (batch, c, *sizes) on axis 1
+        full = np.zeros((*blocks.shape[:2], dims[axis]), bool)
+        np.put_along_axis(full, columns[:, None].astype(np.int64), blocks != 0, axis=2)
+        if (count := int(full.sum())) != np.count_nonzero(blocks):
+            raise UnusableInputError(f"a group of {names[0]!r} has an input twice")
+        self.weights[names[0]] = Weight(full.size, count, 8 * blocks.itemsize)
+        rest = dims[2:] if axis else (math.prod(dims[1:]),)
+        return [_tokens(full.reshape(1, -1, dims[axis], *[1] * len(rest)), *rest, linear=not axis)]
 
     def _recurrent(self, node: onnx.NodeProto) -> Iterator[Use]:
         kernels, recurrences = (self.support(name) for name in node.input[1:3])
@@ -215,8 +217,7 @@ class Graph:
         steps = math.prod(self.shape(node.input[0])[:2])
         for kernel, recurrence in zip(kernels, recurrences, strict=True):
             yield _tokens(kernel[None], steps)
-            # A step needs the state of the one before: one position at a time.
-            yield replace(_tokens(recurrence[None], 1), times=steps)
+            yield _tokens(recurrence[None], 1)._replace(times=steps)  # each step needs the last
 
     def _convolution(self, node: onnx.NodeProto) -> Iterator[Use]:
         name, support, attributes = node.input[0], self.support(node.input[1]), _attributes(node)
@@ -269,9 +270,10 @@ class Graph:
         return (name, nothing) if foreign else (node.input[0], table[2:])
 
 
-def _tokens(matrix: Support, positions: int) -> Use:
+def _tokens(matrix: Support, *sizes: int, linear: bool = True) -> Use:
     # Shared by many positions, a matrix is a 1 x 1 convolution with one row per position.
-    return Use(matrix, np.ones((1, positions), bool), (Axis(np.arange(positions)),), linear=True)
+    axes = tuple(Axis(np.arange(size)) for size in sizes)
+    return Use(matrix, np.ones((1, *sizes), bool), axes, linear)
 
 
 def _gathered(size: int, spacing: int, pads: list[int]) -> NDArray[np.int64]:
@@ -294,15 +296,14 @@ def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             if not dim.HasField("dim_value") and (place == 0 or dim.dim_param == "batch"):
                 dim.dim_value = 1
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    values = [*graph.input, *graph.value_info, *graph.output]
+    values = (*graph.input, *graph.value_info, *graph.output)
     tensors = ((v.name, v.type.tensor_type) for v in values)
     shapes = {name: tensor.shape.dim for name, tensor in tensors if tensor.HasField("shape")}
     known = {n: dims for n, dims in shapes.items() if all(d.HasField("dim_value") for d in dims)}
     return {name: tuple(d.dim_value for d in dims) for name, dims in known.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Recount:
+class Recount(NamedTuple):
     """What the file says: energies, counts, bases (all weights, no masks), weights, sha256."""
 
     energy: Counts
@@ -331,7 +332,7 @@ def recount(model: Path, hardware: Mapping[str, Any]) -> Recount:
         "size": len(content),
         "params": sum(math.prod(t.dims) for t in graph.stored.values() if t.data_type in FLOATS),
     }
-    full = (replace(use, nonzero=use.nonzero | True, inputs=use.inputs | True) for use in uses)
+    full = (use._replace(nonzero=use.nonzero | True, inputs=use.inputs | True) for use in uses)
     bases = {"energy": _totals(full, hardware)["relaxed"], "nonzeros": counts["weights"]}
     return Recount(energy, counts, bases, graph.weights, hashlib.sha256(content).hexdigest())
 
@@ -341,8 +342,7 @@ def _totals(uses: Iterable[Use], hardware: Mapping[str, Any]) -> Counts:
     return {key: sum(cost[key] for cost in costs) for key in (*ENERGY, "macs")}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One claim of the certificate beside the file's answer; `ok` None: not to be recounted."""
 
     what: str

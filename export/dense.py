@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,9 +64,35 @@ def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Writ
         ParityError: The file computes something else.
         StorageError: The file cannot be written.
     """
+    return write_form(graph, hardware, path, "dense")
+
+
+def write_form(
+    graph: ModelGraph,
+    hardware: Hardware,
+    path: Path | str,
+    form: str,
+    rewrite: Callable[[onnx.ModelProto], None] | None = None,
+) -> Written:
+    """Export as `write_dense` does, in another form.
+
+    Args:
+        graph: A graph whose methods are finalized.
+        hardware: For the recount of energy.
+        path: Where the file goes.
+        form: Name of the form.
+        rewrite: Brings the float model into that form, in place.
+
+    Raises:
+        ExportError: As for `write_dense`.
+        ParityError: The file computes something else.
+        StorageError: The file cannot be written.
+    """
     path = Path(path)
     frozen = freeze(graph)
     model = fold_slices(float_model(frozen.module, graph.call))
+    if rewrite is not None:
+        rewrite(model)
     _check_model(model, path)
     batch = max(3, (graph.call.batch_size or 1) + 1)
     with storage_errors(path), tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
@@ -78,7 +104,7 @@ def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Writ
     write_file(path, data)
     compressed = len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
     counted = replace(recount, sha256=sha256(path), size=len(data), parameters=_parameters(model))
-    return Written(path, "dense", len(data), compressed, parity, counted)
+    return Written(path, form, len(data), compressed, parity, counted)
 
 
 def _recount(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
+from export.grouped_products import Grouped, grouped_weights
 from passes.graph import Site
 
 Array = NDArray[np.generic]
@@ -25,8 +26,8 @@ class Stored:
 
     Attributes:
         name: Name of the initialiser.
-        values: The weight's elements. In the parameter's own layout when the layout is known to be
-            kept, otherwise in any order.
+        values: The weight's elements; those that the file leaves out are zero. In the parameter's
+            own layout when the layout is known to be kept, otherwise in any order.
         same_layout: Whether the order of elements is that of the parameter.
         part: Index along the first axis when the initialiser stacks several weights (the two
             directions of a recurrent layer), otherwise `None`.
@@ -71,11 +72,12 @@ def locate(
     """
     sites = tuple(sites)
     sizes = {weight.numel() for weight in weights.values()} | {site.size for site in sites}
-    multiplied = _multiplied(model)
+    multiplied, grouped = _multiplied(model), grouped_weights(model)
     arrays = {
         item.name: numpy_helper.to_array(item)
         for item in model.graph.initializer
         if item.name in multiplied
+        and item.name not in grouped
         and (int(np.prod(item.dims)) in sizes or (len(item.dims) == 3 and item.dims[0] == 2))
     }
     found: dict[str, Stored] = {}
@@ -84,6 +86,7 @@ def locate(
         weight = weights.get(site.name)
         if name is not None and weight is not None and arrays[name].shape == tuple(weight.shape):
             found[site.name] = Stored(name, arrays[name], same_layout=True)
+    found |= _of_groups(sites, weights, found, grouped)
     missing = [site for site in sites if site.name in weights and site.name not in found]
     by_elements = _by_elements(arrays) if missing else {}
     for site in missing:
@@ -95,6 +98,32 @@ def locate(
     found |= _of_computed(sites, found, arrays)
     factors = _input_factors(model)
     return {n: replace(s, factors=factors.get(s.name, ())) for n, s in found.items()}
+
+
+def _of_groups(
+    sites: Iterable[Site],
+    weights: Mapping[str, Tensor],
+    found: Mapping[str, Stored],
+    grouped: Mapping[str, Grouped],
+) -> dict[str, Stored]:
+    """Weights of which the file holds the kept columns; known by name, or by all their elements."""
+    result: dict[str, Stored] = {}
+    for site in sites:
+        if site.name in found or site.name not in weights:
+            continue
+        weight, names = weights[site.name].detach().cpu().contiguous().numpy(), _path_names(site)
+        for name, item in grouped.items():
+            whole = item.whole(weight.shape)
+            if whole is not None and (name in names or np.array_equal(whole, weight)):
+                result[site.name] = Stored(name, whole, same_layout=True)
+                break
+    return result
+
+
+def masked_input(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Whether the input of a convolution is multiplied by a constant: it may be an input mask."""
+    factors = _input_factors(model).get(node.input[1], ())
+    return any(factor is not None for factor in factors)
 
 
 def _multiplied(model: onnx.ModelProto) -> set[str]:

@@ -22,7 +22,7 @@ from transform.limits import Subject, reached_value
 if TYPE_CHECKING:
     from export.dense import Written
 
-FORMS = ("auto", "dense")
+FORMS = ("auto", "dense", "column_groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,21 @@ class Compressed:
             path: The file; `NAME.certificate.json` goes beside it.
             form: `"auto"` or `"dense"`: ordinary float weights. Zeros stay in the file: they make
                 it no smaller and no faster, only cheaper on hardware that skips them.
+                `"column_groups"`: layers that were compressed with that pattern hold only the
+                columns that are kept; the file is smaller, and larger layers run faster.
 
         Raises:
             ArgumentError: Unknown form.
-            ExportError: The model has no ONNX form.
+            ExportError: The model has no ONNX form, or no layer has the pattern of the form.
             ParityError: The file disagrees with the model.
             StorageError: The file cannot be written.
         """
         require_form(form)
+        from export.column_groups import write_column_groups
         from export.dense import write_dense
 
-        written = write_dense(self.graph, self.costs.after.hardware, Path(path))
+        write = write_column_groups if form == "column_groups" else write_dense
+        written = write(self.graph, self.costs.after.hardware, Path(path))
         certificate = self.certify_file(written)
         beside = written.path.with_suffix(".certificate.json")
         write_file(beside, json.dumps(certificate.to_dict(), indent=1).encode())

@@ -88,6 +88,8 @@ class EnergyProjection(SparsifyConfig):
         scores = ("gradient", "value")
         self._require("mask_score", self.mask_score in scores, f"one of {scores}")
         self._require("start", self.start in ("weights", "masks"), "'weights' or 'masks'")
+        alone = "None together with input masks, which remove channels out of the pattern"
+        self._require("pattern", self.pattern is None or not self.input_mask, alone)
 
 
 def _finite(value: object) -> bool:
@@ -110,7 +112,7 @@ class WeightedProjection(Sparsifier):
 
     def allocation(self, problem: Problem) -> Allocation:
         """Greedy by value per price, with its certificate."""
-        parts = (problem.weights, problem.ladders)
+        parts = (problem.norms, problem.ladders)
         chosen = allocate(*parts, problem.capacities, histograms=problem.histograms)
         if self.config.fill:
             chosen = fill(chosen, *parts, problem.histograms)

@@ -21,8 +21,8 @@ class Magnitude(SparsifyConfig):
     """Configuration of magnitude pruning; the other fields are those of `SparsifyConfig`.
 
     Attributes:
-        scope: `"global"` ranks all weights of the model together; `"layer"` keeps the same share
-            of every layer.
+        scope: `"global"` ranks all weights of the model together, units of a pattern by their root
+            mean square; `"layer"` keeps the same share of every layer.
     """
 
     scope: Literal["global", "layer"] = "global"
@@ -33,7 +33,7 @@ class Magnitude(SparsifyConfig):
 
 
 class MagnitudePruning(Sparsifier):
-    """Keeps the largest weights of the model, or of every layer."""
+    """Keeps the largest weights of the model, or of every layer, one by one or in a pattern."""
 
     name = "magnitude"
 
@@ -42,13 +42,9 @@ class MagnitudePruning(Sparsifier):
         if isinstance(self.config, Magnitude) and self.config.scope == "layer":
             nonzeros = [h.nonzeros for h in problem.histograms]
             return allocate_uniform(problem.ladders, nonzeros, problem.minimums, problem.capacities)
-        return allocate(
-            problem.weights,
-            problem.ladders,
-            problem.capacities,
-            order="magnitude",
-            histograms=problem.histograms,
-        )
+        means, histograms = problem.per_weight()
+        parts = (means, problem.ladders, problem.capacities)
+        return allocate(*parts, order="magnitude", histograms=histograms)
 
 
 SPEC = MethodSpec(

@@ -1,4 +1,7 @@
-"""A budget over single weights: what every weight is charged, and what each limit leaves."""
+"""A budget over weights: what every weight is charged, and what each limit leaves.
+
+What is allocated are units: single weights, or the sets of weights that a pattern keeps together.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,35 @@ from energy_model.cost import CostTable
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.graph import LayerRule, ModelGraph, Site
+from passes.methods.pattern_fit import at_least, layout_of, unit_charges
 from passes.projection.ladder import Ladder, build_ladder
 from passes.projection.magnitudes import Histogram, histogram
+from passes.projection.pattern_units import Layout, SingleWeights
+from passes.projection.patterns import Pattern
 
 SERVES = frozenset({"energy", "nonzeros", "weight_bits"})
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A budget over single weights.
+    """A budget over units of weights.
 
     Attributes:
         sites: The layers, in order.
         weights: Their weights, read only.
-        ladders: What their weights are charged.
-        histograms: Magnitudes of their weights.
-        minimums: Weights that each layer keeps at least.
+        layouts: How their weights are cut into units.
+        norms: What their units are ranked by; the weight itself for single weights.
+        ladders: What their units are charged.
+        histograms: Norms of their units.
+        minimums: Units that each layer keeps at least.
         limits: The budget.
         fixed: Use of each limit that no weight can change.
     """
 
     sites: tuple[Site, ...]
     weights: tuple[Tensor, ...]
+    layouts: tuple[Layout, ...]
+    norms: tuple[Tensor, ...]
     ladders: tuple[Ladder, ...]
     histograms: tuple[Histogram, ...]
     minimums: tuple[int, ...]
@@ -41,7 +51,7 @@ class Problem:
     fixed: tuple[int, ...]
 
     def used(self) -> tuple[int, ...]:
-        """Use of each limit by the weights as they are."""
+        """Use of each limit by the weights as they are; a unit counts as a whole."""
         each = [
             ladder.used(counted.nonzeros)
             for ladder, counted in zip(self.ladders, self.histograms, strict=True)
@@ -54,6 +64,21 @@ class Problem:
         pairs = zip(self.limits, self.fixed, strict=True)
         return tuple(int(limit.maximum) - fixed for limit, fixed in pairs)
 
+    def per_weight(self) -> tuple[tuple[Tensor, ...], tuple[Histogram, ...]]:
+        """Root mean squares of the units, and their histograms.
+
+        By norm alone, layers with large units would come before all others. For single weights
+        both are `norms` and `histograms`.
+        """
+        sizes = [layout.unit_weights for layout in self.layouts]
+        if set(sizes) == {1}:
+            return self.norms, self.histograms
+        means = tuple(
+            norms if size == 1 else norms / math.sqrt(size)
+            for norms, size in zip(self.norms, sizes, strict=True)
+        )
+        return means, tuple(histogram(m, s.name) for m, s in zip(means, self.sites, strict=True))
+
 
 def build_problem(
     graph: ModelGraph,
@@ -63,6 +88,7 @@ def build_problem(
     min_per_layer: int,
     min_density: float,
     saved: int = 0,
+    pattern: Pattern | None = None,
 ) -> Problem:
     """Set the problem up, and check that it has a solution.
 
@@ -73,10 +99,11 @@ def build_problem(
         min_per_layer: Weights that every layer keeps at least.
         min_density: Share of its weights that every layer keeps at least.
         saved: Energy of activations that will be saved by the time the budget must hold.
+        pattern: Which weights live or die together; layers that it does not fit stay as they are.
 
     Raises:
         InfeasibleBudget: What cannot be removed exceeds a limit.
-        PreconditionError: A weight is not finite.
+        PreconditionError: A weight is not finite, or the pattern fits no layer.
     """
     sites = graph.compressible
     if not sites:
@@ -87,22 +114,67 @@ def build_problem(
             remedy="Merge the reparametrization first: remove_parametrizations(layer, 'weight').",
         )
     weights = tuple(graph.weight(site) for site in sites)
-    histograms = tuple(histogram(w, s.name) for w, s in zip(weights, sites, strict=True))
+    layouts = tuple(layout_of(pattern, graph, site) for site in sites)
+    _require_fit(sites, layouts)
+    parts = list(zip(sites, weights, layouts, strict=True))
+    norms = tuple(_norms(*part) for part in parts)
+    histograms = tuple(histogram(n, s.name) for n, s in zip(norms, sites, strict=True))
     minimums = tuple(
-        min(_least(graph, site, min_per_layer, min_density), h.nonzeros)
-        for site, h in zip(sites, histograms, strict=True)
+        min(_minimum(graph, *part, min_per_layer, min_density), h.nonzeros)
+        for part, h in zip(parts, histograms, strict=True)
     )
     ladders = tuple(
-        build_ladder(site.size, _charges(site, weight, costs, limits), forced=least)
-        for site, weight, least in zip(sites, weights, minimums, strict=True)
+        _ladder(layout, _charges(site, weight, costs, limits), least)
+        for (site, weight, layout), least in zip(parts, minimums, strict=True)
     )
     fixed = tuple(
         _fixed(graph, costs, limit.key) - (saved if limit.key == "energy" else 0)
         for limit in limits
     )
-    problem = Problem(sites, weights, ladders, histograms, minimums, tuple(limits), fixed)
+    problem = Problem(
+        sites, weights, layouts, norms, ladders, histograms, minimums, tuple(limits), fixed
+    )
     _check_feasible(problem, costs)
     return problem
+
+
+def _require_fit(sites: Sequence[Site], layouts: Sequence[Layout]) -> None:
+    reasons = [x.dense if isinstance(x, SingleWeights) else "" for x in layouts]
+    if all(reasons):
+        told = "; ".join(f"{s.name}: {why}" for s, why in zip(sites, reasons, strict=True))
+        raise PreconditionError(
+            f"the pattern fits no layer ({told:.300})",
+            where="pattern",
+            remedy="Choose another pattern, or leave it out.",
+        )
+
+
+def _norms(site: Site, weight: Tensor, layout: Layout) -> Tensor:
+    norms = layout.norms(weight)
+    if norms is not weight and not bool(norms.isfinite().all()):
+        histogram(weight, site.name)  # tells how many weights are not finite
+    return norms
+
+
+def _minimum(
+    graph: ModelGraph,
+    site: Site,
+    weight: Tensor,
+    layout: Layout,
+    min_per_layer: int,
+    min_density: float,
+) -> int:
+    """Units that a layer keeps at least."""
+    least = _least(graph, site, min_per_layer, min_density)
+    return max(at_least(layout, weight, least), layout.forced)
+
+
+def _ladder(layout: Layout, charges: Sequence[tuple[int, tuple[int, ...]]], least: int) -> Ladder:
+    """What the units of a layer are charged, by rank."""
+    if isinstance(layout, SingleWeights):
+        return build_ladder(layout.units, charges, forced=least)
+    single = build_ladder(layout.weights_of(layout.units), charges)
+    return build_ladder(layout.units, unit_charges(layout, single), forced=least)
 
 
 def _least(graph: ModelGraph, site: Site, min_per_layer: int, min_density: float) -> int:
@@ -147,6 +219,8 @@ def _check_feasible(problem: Problem, costs: CostTable) -> None:
         binding = problem.sites[own.index(max(own))].name
         activations = problem.fixed[index] / tightest
         lower = "a smaller min_density or min_per_layer"
+        if any(layout.forced for layout in problem.layouts):
+            lower += ", another pattern (what it does not fit stays dense)"
         if limit.key == "energy":
             lower += " (activations alone are "
             lower += f"{limit.share(problem.fixed[index])}, {100 * activations:.0f} % of that), "

@@ -111,7 +111,8 @@ Form = Annotated[
     str,
     typer.Option(
         metavar="FORM",
-        help="How weights are stored: auto or dense (ordinary floats; zeros stay in the file).",
+        help="How weights are stored: auto or dense (ordinary floats; zeros stay in the file), or "
+        "column_groups (only the columns that each group of rows keeps).",
     ),
 ]
 OriginalModel = Annotated[
