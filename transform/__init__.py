@@ -49,6 +49,13 @@ from energy_model.hardware import Hardware  # noqa: E402
 from passes.methods.energy_projection import EnergyProjection  # noqa: E402
 from passes.methods.magnitude import Magnitude  # noqa: E402
 from passes.methods.registry import methods  # noqa: E402
+from passes.methods.structured_config import (  # noqa: E402
+    BatchNormChannels,
+    L1Channels,
+    L2Channels,
+    RandomChannels,
+    TaylorChannels,
+)
 from transform.analyze import analyze  # noqa: E402
 from transform.certificate import Certificate  # noqa: E402
 from transform.compress import compress  # noqa: E402
@@ -56,6 +63,7 @@ from transform.result import Compressed, Export  # noqa: E402
 from transform.sensitivity import sensitivity  # noqa: E402
 from transform.sensitivity_table import Sensitivity  # noqa: E402
 from transform.storage import load  # noqa: E402
+from transform.structure import Structure, structure  # noqa: E402
 from transform.training.config import Distill, TrainConfig  # noqa: E402
 
 __version__ = "0.1.0"
@@ -70,6 +78,7 @@ def __getattr__(name: str) -> _Any:
 
 __all__ = [
     "ArgumentError",
+    "BatchNormChannels",
     "Budget",
     "BudgetError",
     "Certificate",
@@ -83,12 +92,17 @@ __all__ = [
     "Hardware",
     "HardwareError",
     "InfeasibleBudget",
+    "L1Channels",
+    "L2Channels",
     "Magnitude",
     "ParityError",
     "PostconditionError",
     "PreconditionError",
+    "RandomChannels",
     "Sensitivity",
     "StorageError",
+    "Structure",
+    "TaylorChannels",
     "TraceError",
     "TrainConfig",
     "TrainingError",
@@ -99,4 +113,5 @@ __all__ = [
     "load",
     "methods",
     "sensitivity",
+    "structure",
 ]

@@ -10,6 +10,9 @@ from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method, methods
 
+# What removes channels where single weights would not help.
+STRUCTURED = "l2"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -47,8 +50,11 @@ def choose_method(method: str | MethodConfig, budget: Budget) -> Choice:
 
 
 def _other_method(budget: Budget, keys: set[str]) -> tuple[MethodSpec, MethodConfig, str]:
+    spec, config = find_method(STRUCTURED)
+    if keys <= spec.serves:
+        return spec, config, f"only removing channels lowers {' and '.join(sorted(keys))}"
     for spec in methods().values():
-        if keys <= spec.serves:
+        if keys <= spec.serves and not spec.needs:
             return spec, spec.config(), f"serves {', '.join(sorted(keys))}"
     missing = next(
         (k for k in sorted(keys) if not any(k in s.serves for s in methods().values())), None

@@ -13,11 +13,13 @@ from energy_model.budget import Budget
 from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware, load_hardware
 from passes.graph import Decision
+from passes.inputs import as_batch
 from passes.methods.config import MethodConfig
 from passes.selectors import Selector
 from transform import arguments
-from transform.choice import choose_method
+from transform.choice import Choice, choose_method
 from transform.evaluate import Metric
+from transform.gradients import Gradients
 from transform.pipeline import Request, run
 from transform.progress import Mode, Progress
 from transform.require import require_model
@@ -107,6 +109,7 @@ def compress(
     show = Progress(progress)
     with seeded(number, place):  # data loaders draw from the global generators
         call, data = arguments.example_call(model, example_inputs, data)
+        _require_labels(choice, model, data)
         config, note = _settled(model, data, train, config, loss)
         folder = arguments.require_free(out, training=config is not None)
         training = None
@@ -126,12 +129,26 @@ def compress(
             metric,
             training,
             layers,
+            Gradients(data, loss, place) if data is not None else None,
         )
         result = run(request, show, [note])
         if folder is not None:
             with show.stage("exporting and saving"):
                 result.save(folder, onnx=True)
     return result
+
+
+def _require_labels(choice: Choice, model: nn.Module, data: Any) -> None:
+    """Raise early if the method needs labels and the data has none."""
+    if "labels" not in choice.spec.needs:
+        return
+    first = None if data is None or isinstance(data, Iterator) else next(iter(data), None)
+    if not isinstance(data, Iterator) and (first is None or as_batch(model, first).targets is None):
+        raise ArgumentError(
+            f"method {choice.spec.name!r} needs labelled data",
+            where="data",
+            remedy="Pass data= that yields (inputs, targets), or choose another method.",
+        )
 
 
 def _settled(

@@ -26,6 +26,7 @@ from transform.certificate import Source, certify
 from transform.choice import Choice
 from transform.evaluate import Metric, evaluate
 from transform.fingerprint import state_digest
+from transform.gradients import Gradients
 from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.result import Compressed, Costs, smaller_layers
@@ -48,6 +49,7 @@ class Request:
         metric: The user's metric, or `None`.
         training: How to train; `None` compresses in one shot.
         layers: Rules for single layers; see `passes.selectors`.
+        gradients: Mean gradients of the loss, or `None` without labelled data.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Request:
     metric: Metric | None
     training: Training | None
     layers: Mapping[Selector, Any] | None = None
+    gradients: Gradients | None = None
 
     def nonzeros(self, site: Site) -> int:
         """Nonzero weights of a layer in the caller's own model."""
@@ -96,9 +99,11 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         limits=limits,
         costs=before,
         total_steps=training.steps if training else 0,
+        gradients=request.gradients,
     )
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
+        method.observe(graph, setting)
         plan = method.plan(graph, before, limits, one_shot=setting.one_shot)
     scores = {"before": _score(request, graph.module, show), "after": None}
     with show.stage("compressing"):
@@ -124,6 +129,8 @@ def _trained(
     assert request.training is not None
 
     def within() -> bool:
+        if not method.can_be_result():
+            return False
         # Files and measurements are made once, at the end; what can be counted is counted here.
         subject = Subject(graph, request.hardware)
         counted = [limit for limit in limits if limit.key in COUNTED]

@@ -15,7 +15,14 @@ from bench.speed.projection import measure_projection
 from bench.speed.ratio import Outcome
 from bench.speed.report import Conditions, SpeedReport
 from bench.speed.rounds import Settings
-from bench.speed.subjects import ALEXNET, RESNET18_32, RESNET50
+from bench.speed.structure import measure_groups, measure_shrink
+from bench.speed.subjects import (
+    ALEXNET,
+    DENSENET121,
+    MOBILENET_V3,
+    RESNET18_32,
+    RESNET50,
+)
 from bench.speed.training import measure_training
 from bench.speed.verbs import measure_analyze, measure_compress
 from energy_model.errors import ArgumentError
@@ -26,6 +33,10 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
     "compress": lambda s: measure_compress(ALEXNET, s),
     "analyze": lambda s: measure_analyze(RESNET50, s),
     "training": lambda s: measure_training(RESNET18_32, s),
+    "groups": lambda s: sum(
+        (measure_groups(x, s) for x in (RESNET50, DENSENET121, MOBILENET_V3)), Outcome()
+    ),
+    "shrink": lambda s: measure_shrink(RESNET50, s),
     "import": measure_import,
 }
 

@@ -2,6 +2,7 @@
 
 A method is planned, prepared, trained through hooks, and finalized:
 
+    observe(graph, run)                    gather what the plan needs from data
     plan(graph, costs, limits) -> Plan     pure; raises InfeasibleBudget
     prepare(graph, plan, run)              attach masks, quantizers, gates
     next_phase, on_phase_start, on_loss, on_gradients, on_step, on_epoch, on_phase_end
@@ -11,12 +12,12 @@ A method is planned, prepared, trained through hooks, and finalized:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from energy_model.cost import CostTable
 from energy_model.resolved import ResolvedLimit
@@ -37,6 +38,8 @@ class Run:
         limits: The budget in absolute terms.
         costs: Costs of the original, and the hardware they belong to.
         total_steps: Optimizer steps of one phase of the training.
+        gradients: Function of (model, number of batches): the mean gradient of the loss by name of
+            the parameter, in evaluation mode; the model is left as it was. `None` without labels.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -45,6 +48,7 @@ class Run:
     limits: tuple[ResolvedLimit, ...] = ()
     costs: CostTable | None = None
     total_steps: int = 0
+    gradients: Callable[[nn.Module, int], dict[str, Tensor]] | None = None
 
 
 class Method(ABC):
@@ -56,6 +60,9 @@ class Method(ABC):
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
+
+    def observe(self, graph: ModelGraph, run: Run) -> None:  # noqa: B027 -- a hook
+        """Gather what `plan` needs from the run, such as gradients; nothing is changed."""
 
     @abstractmethod
     def plan(
@@ -112,6 +119,10 @@ class Method(ABC):
     def on_epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
         """After an epoch of the phase."""
 
+    def can_be_result(self) -> bool:
+        """Whether the model as it stands has the shapes that the result will have."""
+        return True
+
     def still_saved(self) -> int:
         """Energy that the model as it stands will lose in `finalize` without losing weights."""
         return 0
@@ -120,8 +131,11 @@ class Method(ABC):
         """What a resumed run needs."""
         return {}
 
+    def restore_shapes(self, state: dict[str, Any]) -> None:  # noqa: B027 -- a hook
+        """Bring a prepared model to the shapes of `state_dict`, before its weights are loaded."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 -- a hook
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`, after the weights have been loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +149,7 @@ class MethodSpec:
         serves: Keys of the limits that it can meet.
         source: Paper or origin, for people.
         keeps: Guarantees of earlier methods that it does not break.
+        needs: What it cannot do without: `"labels"`.
     """
 
     GROUP: ClassVar[str] = "transform.methods"
@@ -145,6 +160,7 @@ class MethodSpec:
     serves: frozenset[str]
     source: str
     keeps: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
 
     def build(self, config: MethodConfig | None = None) -> Method:
         """A method with the given or the default configuration."""

@@ -12,9 +12,9 @@ class PlanRow:
     """What happens to one layer.
 
     Attributes:
-        layer: Name of the site.
-        size: Number of weights.
-        keep: Number of weights that stay nonzero.
+        layer: Name of the site, or of the channel group.
+        size: Number of weights, or of the group's units.
+        keep: Number of weights that stay nonzero, or of units that stay.
         why: What decided it.
     """
 

@@ -34,6 +34,12 @@ def methods() -> dict[str, MethodSpec]:
                 "an entry point of transform.methods must be a MethodSpec of the same name",
                 where=where,
             )
+        if spec != found.get(entry.name, spec):
+            raise CompressionError(
+                "another package registers a method of this name",
+                where=where,
+                remedy="Uninstall one of them.",
+            )
         found[entry.name] = spec
     return found
 

@@ -17,6 +17,7 @@ from bench.speed.memory import extra_bytes, measure_memory
 from bench.speed.projection import measure_projection
 from bench.speed.ratio import Check, Outcome, Ratio
 from bench.speed.rounds import Settings
+from bench.speed.structure import measure_groups, measure_shrink
 from bench.speed.subjects import ALEXNET, RESNET50, Subject, concatenated
 from bench.speed.subprocesses import run_python
 from bench.speed.suite import BENCHMARKS, run_suite
@@ -83,6 +84,15 @@ def test_compress_and_analyze():
     assert (analyzed.target, analyzed.base, len(analyzed.pairs)) == (5, "a forward pass", 3)
     assert positive(compressed)
     assert positive(analyzed)
+
+
+def test_groups_and_shrinking():
+    [found] = measure_groups(LENET, ONCE).ratios
+    assert (found.target, found.base, len(found.pairs)) == (2, "tracing it", 3)
+    assert positive(found)
+    [check] = measure_shrink(LENET, TWICE).checks
+    assert check.name == "removing half the channels of LeNet-5 takes at most 1 s"
+    assert check.detail.startswith("median of 2: ")
 
 
 def test_memory_is_measured_in_a_process_of_its_own():

@@ -238,7 +238,7 @@ def test_an_output_folder_that_holds_something_is_refused_before_any_work(tmp_pa
 def test_every_error_derives_from_one_base_and_leaves_the_model():
     model, example = made(SmallConv)
     digest = state_digest(model)
-    for options in ({"budget": "size<=50%"}, {"budget": "energy<=1%"}, {"hardware": "none"}):
+    for options in ({"budget": "ram<=50%"}, {"budget": "energy<=1%"}, {"hardware": "none"}):
         options = {"budget": "energy<=50%"} | options
         with pytest.raises(transform.CompressionError) as caught:
             transform.compress(model, example_inputs=example, **options)

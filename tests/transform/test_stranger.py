@@ -31,21 +31,21 @@ def test_it_takes_at_most_forty_lines():
 
 
 def test_it_is_not_there_until_it_is_installed():
-    assert "random" not in transform.methods()
-    with pytest.raises(transform.ArgumentError, match="unknown method 'random'"):
-        transform.compress(torch.nn.Linear(2, 2), "nonzeros<=50%", method="random")
+    assert "dice" not in transform.methods()
+    with pytest.raises(transform.ArgumentError, match="unknown method 'dice'"):
+        transform.compress(torch.nn.Linear(2, 2), "nonzeros<=50%", method="dice")
 
 
 def test_it_is_listed_with_what_it_serves(installed):
-    spec = transform.methods()["random"]
-    assert spec.name == "random"
+    spec = transform.methods()["dice"]
+    assert spec.name == "dice"
     assert spec.serves == {"nonzeros"}
     assert spec.config.__name__ == "RandomPruning"
     assert {"energy", "magnitude"} < set(transform.methods())
 
 
 def test_it_keeps_the_contract(installed):
-    check_method("random")
+    check_method("dice")
 
 
 def test_it_compresses_and_its_seed_matters(installed):
@@ -53,16 +53,16 @@ def test_it_compresses_and_its_seed_matters(installed):
     digests = []
     for seed in (0, 0, 1):
         result = transform.compress(
-            model, "nonzeros<=30%", example_inputs=example, method="random", seed=seed
+            model, "nonzeros<=30%", example_inputs=example, method="dice", seed=seed
         )
         assert nonzeros_of(result.model) <= result.certificate.rows[0].maximum
         digests.append(state_digest(result.model))
     assert digests[0] == digests[1] != digests[2]
-    assert result.method == "random"
+    assert result.method == "dice"
 
 
 def test_it_is_not_asked_for_what_it_does_not_serve(installed):
     model, example = made(SmallConv)
-    match = r"method 'random' does not serve the limit 'energy'\. These do: energy, magnitude"
+    match = r"method 'dice' does not serve the limit 'energy'\. These do: bn_gamma, energy"
     with pytest.raises(transform.UnsupportedBudget, match=match):
-        transform.compress(model, "energy<=50%", example_inputs=example, method="random")
+        transform.compress(model, "energy<=50%", example_inputs=example, method="dice")

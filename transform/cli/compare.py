@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from energy_model.errors import CompressionError, StorageError
+from passes.storage.atomic import json_bytes, write_file
 from transform.cli import options
+from transform.cli.progress import progress_mode
 from transform.cli.run import run_cells, typed_command
+from transform.progress import Progress
 from transform.recipes.recipe import load_recipe
 
 EPILOG = """
@@ -17,11 +24,21 @@ Examples:
   transform compare runs/a runs/b --baseline "magnitude global" --out results/both
 """
 
+Deployed = Annotated[
+    bool,
+    typer.Option(
+        "--deployed",
+        help="Also count parameters, MACs and bytes of the runs' ONNX files, and measure their "
+        "latency side by side: deployment.md and .json.",
+    ),
+]
+
 
 def compare(
     sources: options.Results,
     out: options.ComparisonFolder,
     baseline: options.Baseline = None,
+    deployed: Deployed = False,
     data_root: options.DataRoot = None,
     device: options.Device = None,
 ) -> None:
@@ -47,9 +64,26 @@ def compare(
     table = tabulate(results.values(), baseline, typed_command())
     written = [*write_comparison(table, out), *write_plots(table, results, out)]
     print(to_markdown(table), end="")
+    if deployed:
+        written += _deployed(results, out)
     print(f"written to {out}: {', '.join(path.name for path in written)}", file=sys.stderr)
     if failures:
         raise failures[0]
+
+
+def _deployed(results: Mapping[Path, Mapping[str, Any]], out: Path) -> list[Path]:
+    """Count and measure the files of the runs; print the table and write it."""
+    from bench.deployment import deployment
+
+    show = Progress(progress_mode())
+    with show.stage("measuring the files"):
+        found = deployment(results)
+    text = f"{found.to_markdown()}\nMade with `{typed_command()}`.\n"
+    print(f"\n{text}", end="")
+    paths = [out / "deployment.md", out / "deployment.json"]
+    write_file(paths[0], text.encode())
+    write_file(paths[1], json_bytes({"command": typed_command()} | found.to_dict()))
+    return paths
 
 
 def _results_of(

@@ -100,7 +100,7 @@ def run_cell(
         "cell": cell.to_dict(),
         "command": command,
         "seconds": round(time.monotonic() - began, 1),
-        **_measured(result),
+        **_measured(model, result),
         "metrics": {"valid": dict(result.metrics), "test": tested},
         "test_correct": correct,
         "curve": training_curve(result.history),
@@ -235,7 +235,7 @@ def training_curve(history: Iterable[Mapping[str, Any]]) -> list[list[float | in
     return rows
 
 
-def _measured(result: Compressed) -> dict[str, Any]:
+def _measured(model: nn.Module, result: Compressed) -> dict[str, Any]:
     steps = [row.get("step", 0) for row in result.history]
     before, after = result.costs.before.total, result.costs.after.total
     return {
@@ -247,4 +247,10 @@ def _measured(result: Compressed) -> dict[str, Any]:
             "exact": after.energy.exact,
         },
         "nonzeros": {"before": before.nonzeros, "after": after.nonzeros},
+        "macs": {"before": before.macs, "after": after.macs},
+        "params": {"before": _parameters(model), "after": _parameters(result.model)},
     }
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from energy_model.budget import Budget
 from energy_model.errors import InfeasibleBudget
 from energy_model.hardware import load_hardware
 from passes.inputs import as_call
-from passes.methods.base import MethodSpec
+from passes.methods.base import MethodSpec, Run
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method
 from passes.tracing.trace import trace
 from transform.compress import compress
 from transform.fingerprint import state_digest
+from transform.gradients import Gradients
 from transform.limits import Subject
 from transform.pipeline import resolve
 from transform.result import Compressed
 from transform.storage import load
-from transform.testing.parts import feasible, require, small_models, unchanged
+from transform.testing.parts import feasible, labelled, require, small_models, unchanged
 from transform.testing.resume import Trial, check_killed, check_resumed
 
 _SHARES = ("90%", "60%", "30%")
@@ -89,8 +91,14 @@ def _check_plan(
     subject = Subject(graph, load_hardware("eyeriss"))
     limits = resolve(Budget.parse(budget), subject)
     before = state_digest(own)
+    data = labelled(own, example)
+    run = Run(gradients=Gradients(data, None, torch.device("cpu")), limits=limits)
     try:
-        plans = [spec.build(config).plan(graph, subject.costs, limits) for _ in range(2)]
+        plans = []
+        for _ in range(2):
+            method = spec.build(config)
+            method.observe(graph, replace(run, generator=torch.Generator().manual_seed(0)))
+            plans.append(method.plan(graph, subject.costs, limits))
     except InfeasibleBudget:
         return
     require(plans[0] == plans[1], "plan() differs between two calls", where)
@@ -109,7 +117,15 @@ def _check_run(
         return unchanged(
             model,
             where,
-            lambda: compress(model, asked, example_inputs=example, method=config, progress="none"),
+            lambda: compress(
+                model,
+                asked,
+                labelled(model, example),
+                example_inputs=example,
+                method=config,
+                train=False,
+                progress="none",
+            ),
         )
 
     result = feasible(run, budget, where)

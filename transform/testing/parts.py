@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,6 +48,13 @@ def small_models() -> Iterator[tuple[nn.Module, Tensor]]:
         )
         yield conv.train(), torch.randn(3, 2, 8, 8)
         yield _TiedNet().eval(), torch.randn(4, 12)
+
+
+def labelled(model: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """One batch of the example, with a class for each sample; the model is not changed."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        classes = copy.deepcopy(model)(example).shape[1]
+    return [(example, torch.arange(len(example)) % classes)]
 
 
 def require(condition: bool, what: str, where: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from energy_model.errors import ArgumentError, StorageError
 from passes.methods.base import Method, MethodSpec
 from passes.methods.config import MethodConfig
-from passes.methods.registry import methods
+from passes.methods.registry import find_method, methods
 from passes.storage.tree import pack_tree
 from transform.compress import compress
 from transform.fingerprint import state_digest
@@ -52,20 +52,24 @@ def _kill() -> None:
 
 
 class _Batches:
-    """Labelled batches; a run may be stopped in the middle of its second epoch."""
+    """Labelled batches; a run may be stopped in the middle of its second epoch.
 
-    def __init__(self, items: Sequence[Any], stop: Callable[[], None] | None) -> None:
+    A look at the first batch is no pass; a method that needs labels reads them once beforehand.
+    """
+
+    def __init__(self, items: Sequence[Any], stop: Callable[[], None] | None, before: int) -> None:
         self._items, self._stop = items, stop
-        self._passes = 0
+        self._passes = -before
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __iter__(self) -> Iterator[Any]:
-        self._passes += 1
         for number, item in enumerate(self._items):
-            if self._stop is not None and (self._passes, number) == (2, len(self) // 2):
-                self._stop()
+            if number == len(self) // 2:
+                self._passes += 1
+                if self._stop is not None and self._passes == 2:
+                    self._stop()
             yield item
 
 
@@ -81,10 +85,11 @@ class Trial:
     def run(self, out: Path | None = None, stop: Callable[[], None] | None = None) -> Compressed:
         """Train under the budget; with `out`, from the checkpoint there on, if there is one."""
         data = self._data()
+        spec, _ = find_method(self.config)
         return compress(
             self.model,
             self.budget,
-            _Batches(data, stop),
+            _Batches(data, stop, int("labels" in spec.needs)),
             valid=data[:2],
             example_inputs=self.example,
             method=self.config,

@@ -282,6 +282,7 @@ class Trainer:
         if state is None:
             return None
         with _checkpoint_errors():
+            self.method.restore_shapes(state["method"])
             self.graph.runnable.load_state_dict(state["model"])
             self.method.load_state_dict(state["method"])
             set_random_state(state["random"], self.device)

@@ -20,7 +20,7 @@ class RandomPruner(Method):
         [limit] = limits
         sites = graph.compressible
         rows = (PlanRow(s.name, s.size, s.size * limit.maximum // limit.base) for s in sites)
-        return Plan("random", tuple(rows), allowed={limit.key: limit.maximum})
+        return Plan("dice", tuple(rows), allowed={limit.key: limit.maximum})
 
     def prepare(self, graph, plan, run):
         masks = {}
@@ -34,4 +34,4 @@ class RandomPruner(Method):
         bake_masks(graph)
 
 
-SPEC = MethodSpec("random", RandomPruning, RandomPruner, frozenset({"nonzeros"}), "the stranger")
+SPEC = MethodSpec("dice", RandomPruning, RandomPruner, frozenset({"nonzeros"}), "the stranger")

@@ -1,0 +1,340 @@
+"""Structured pruning: whole channels go, by a score, until the budget is met.
+
+The channels go physically, so that the result is smaller and faster in any runtime. With
+`steps=1` they go before training, which then is that of the small model; with more they go while it
+is trained, and the optimizer's state goes with them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from energy_model.cost import CostTable
+from energy_model.errors import PreconditionError
+from energy_model.resolved import ResolvedLimit
+from passes.graph import Decision, ModelGraph
+from passes.methods.base import Method, MethodSpec, Run
+from passes.methods.config import MethodConfig
+from passes.methods.plan import Plan, PlanRow
+from passes.methods.structured_config import (
+    BatchNormChannels,
+    L1Channels,
+    L2Channels,
+    RandomChannels,
+    StructuredConfig,
+    TaylorChannels,
+)
+from passes.rewrite.shrink import shrink
+from passes.structure.costs import StructureCosts
+from passes.structure.groups import ChannelGroup, ChannelGroups, channel_groups
+from passes.structure.importance import (
+    Scores,
+    batch_norm_scores,
+    norm_scores,
+    normalized,
+    random_scores,
+    taylor_scores,
+)
+from passes.structure.select import Selection, restricted, select_global, select_per_layer
+from passes.structure.state import full_state
+
+SERVES = frozenset({"macs", "params", "energy", "size", "nonzeros", "weight_bits"})
+
+KeptUnits = dict[str, list[int]]
+
+
+class StructuredPruning(Method):
+    """Removes the units with the lowest scores."""
+
+    name = ""
+    config: StructuredConfig
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self._graph: ModelGraph | None = None
+        self._run = Run()
+        self._observed: dict[str, torch.Tensor] | None = None
+        self._seed = 0
+        # What the limits were counted at last: bytes of the file cannot be counted without one.
+        self._reached: dict[str, float] = {}
+        self._cuts: list[KeptUnits] = []
+        self._known: tuple[ModelGraph, ChannelGroups] | None = None
+
+    @abstractmethod
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """A number for each unit; groups that are absent cannot be scored and stay."""
+
+    def observe(self, graph: ModelGraph, run: Run) -> None:
+        """Draw a seed for whatever is random."""
+        self._run = run
+        self._seed = int(torch.randint(2**31, (), generator=run.generator))
+
+    def plan(
+        self,
+        graph: ModelGraph,
+        costs: CostTable,
+        limits: Sequence[ResolvedLimit],
+        *,
+        one_shot: bool = True,
+    ) -> Plan:
+        """Decide which units stay; see `Method.plan`.
+
+        With several steps in training this is a forecast: later steps score the trained weights.
+        """
+        groups = self._groups(graph)
+        selection = self._select(graph, groups, costs, limits)
+        units = {g.name: np.flatnonzero(selection.state[g.name]).tolist() for g in groups.free}
+        return Plan(
+            self.name,
+            tuple(_row(group, units) for group in groups),
+            reached={limit.key: selection.reached[limit.key] for limit in limits},
+            allowed={limit.key: limit.maximum for limit in limits},
+            details={"units": units},
+        )
+
+    def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
+        """Remove what the plan does not keep, or the first part of it."""
+        self._graph, self._run = graph, run
+        graph.decisions += self._stay(graph)
+        if run.one_shot or self.config.steps == 1:
+            self._cut(plan.details["units"])
+            self._reached = dict(plan.reached)
+        else:
+            self._reached = {limit.key: limit.base for limit in run.limits}
+            self._cut_now(1)
+
+    def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Take the next step of the removal when its time has come."""
+        done = len(self._cuts)
+        if done < self.config.steps and step >= self._due(done):
+            self._cut_now(done + 1, optimizer)
+
+    def can_be_result(self) -> bool:
+        """Whether the last step has been taken."""
+        return self._run.one_shot or len(self._cuts) >= self.config.steps
+
+    def finalize(self, graph: ModelGraph, run: Run) -> None:
+        """Remove what a training that was too short has left."""
+        self._graph, self._run = graph, run
+        if not self.can_be_result():
+            self._cut_now(self.config.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which units stayed at each step, and what was reached."""
+        return {"cuts": [dict(cut) for cut in self._cuts], "reached": dict(self._reached)}
+
+    def restore_shapes(self, state: dict[str, Any]) -> None:
+        """Take the steps of the removal that were taken before."""
+        for cut in state["cuts"][len(self._cuts) :]:
+            self._cut({str(name): [int(i) for i in kept] for name, kept in cut.items()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._cuts = [{name: list(kept) for name, kept in cut.items()} for cut in state["cuts"]]
+        self._reached = dict(state["reached"])
+
+    def _due(self, done: int) -> int:
+        """After how many optimizer steps the next removal comes; the first comes before all."""
+        share = self.config.until * done / max(1, self.config.steps - 1)
+        return max(1, round(share * self._run.total_steps))
+
+    def _all_groups(self, graph: ModelGraph) -> ChannelGroups:
+        if self._known is None or self._known[0] is not graph:
+            self._known = graph, channel_groups(graph)
+        return self._known[1]
+
+    def _groups(self, graph: ModelGraph) -> ChannelGroups:
+        """The groups, with the rules for single layers and what this method can score."""
+        groups = restricted(self._all_groups(graph), graph)
+        found = self.scores(graph, groups)
+        least = self.config.max_removed
+        return replace(
+            groups, groups=tuple(_limited(group, found, 1 - least) for group in groups.groups)
+        )
+
+    def _stay(self, graph: ModelGraph) -> list[Decision]:
+        return [
+            Decision(group.name, "channels stay", group.why, f"{group.units} units")
+            for group in self._groups(graph)
+            if group.frozen
+        ]
+
+    def _select(
+        self,
+        graph: ModelGraph,
+        groups: ChannelGroups,
+        costs: CostTable,
+        limits: Sequence[ResolvedLimit],
+    ) -> Selection:
+        bases = {x.key: int(self._reached.get(x.key, x.base)) for x in limits if x.key == "size"}
+        keys = [limit.key for limit in limits]
+        structure = StructureCosts(graph, groups, costs.hardware, keys, bases)
+        scores = normalized(self.scores(graph, groups), self.config.normalize)
+        multiple = self.config.channel_multiple or costs.hardware.channel_multiple
+        if self.config.scope == "layer":
+            return select_per_layer(structure, groups, scores, limits, multiple=multiple)
+        per_cost = self.config.per_cost
+        return select_global(
+            structure, groups, scores, limits, multiple=multiple, per_cost=per_cost
+        )
+
+    def _cut_now(self, number: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Score the weights as they are, and remove as much as this step asks for."""
+        if self._graph is None or self._run.costs is None:
+            raise PreconditionError("prepare() was not called", where=f"method {self.name!r}")
+        if number > 1:
+            self.observe_again(self._graph)
+        limits = self._limits_at(number)
+        groups = self._groups(self._graph)
+        selection = self._select(self._graph, groups, self._run.costs, limits)
+        units = {g.name: np.flatnonzero(selection.state[g.name]).tolist() for g in groups.free}
+        while len(self._cuts) < number - 1:
+            self._cuts.append({})  # steps that a training that was too short has skipped
+        self._cut(units, optimizer)
+        self._reached = {key: float(value) for key, value in selection.reached.items()}
+
+    def observe_again(self, graph: ModelGraph) -> None:
+        """Gather anew what the scores need, in the middle of training."""
+
+    def _limits_at(self, number: int) -> tuple[ResolvedLimit, ...]:
+        """The budget of one step: it falls geometrically from the original to the target."""
+        share = number / self.config.steps
+        if share >= 1:
+            return self._run.limits
+        return tuple(
+            replace(x, maximum=max(x.maximum, math.ceil(x.base * (x.maximum / x.base) ** share)))
+            if 0 < x.maximum < x.base
+            else x
+            for x in self._run.limits
+        )
+
+    def _cut(self, units: Mapping[str, Sequence[int]], optimizer: Any = None) -> None:
+        graph = self._graph
+        if graph is None:
+            raise PreconditionError("prepare() was not called", where=f"method {self.name!r}")
+        groups = self._all_groups(graph)
+        sizes = {group.name: group.units for group in groups}
+        state = {name: _mask(kept, sizes[name]) for name, kept in units.items()}
+        graph.decisions += shrink(graph, groups, full_state(groups) | state, optimizer)
+        self._known = None
+        self._cuts.append({name: list(kept) for name, kept in units.items()})
+
+
+def _mask(kept: Sequence[int], size: int) -> NDArray[np.bool_]:
+    mask = np.zeros(size, dtype=bool)
+    mask[list(kept)] = True
+    return mask
+
+
+def _limited(group: ChannelGroup, scores: Scores, least: float) -> ChannelGroup:
+    """The group with the least that this method leaves of it."""
+    if group.frozen:
+        return group
+    if group.name not in scores:
+        return replace(group, frozen=True, why="has nothing that this score is made of")
+    minimum = math.ceil(round(least * group.units, 6))
+    return replace(group, minimum=max(group.minimum, minimum))
+
+
+def _row(group: ChannelGroup, units: Mapping[str, Sequence[int]]) -> PlanRow:
+    if group.frozen:
+        return PlanRow(group.name, group.units, group.units, group.why)
+    keep = len(units[group.name])
+    why = "by the budget"
+    if keep == group.units:
+        why = "all kept"
+    elif keep <= group.minimum:
+        why = "at its minimum"
+    return PlanRow(group.name, group.units, keep, why)
+
+
+class L1Pruning(StructuredPruning):
+    """By the sum of magnitudes."""
+
+    name = "l1"
+
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """See `norm_scores`."""
+        return norm_scores(graph, groups, 1)
+
+
+class L2Pruning(StructuredPruning):
+    """By the sum of squares."""
+
+    name = "l2"
+
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """See `norm_scores`."""
+        return norm_scores(graph, groups, 2)
+
+
+class BatchNormPruning(StructuredPruning):
+    """By the scales of batch norms."""
+
+    name = "bn_gamma"
+
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """See `batch_norm_scores`."""
+        return batch_norm_scores(graph, groups)
+
+
+class TaylorPruning(StructuredPruning):
+    """By the first-order change of the loss."""
+
+    name = "taylor"
+    config: TaylorChannels
+
+    def observe(self, graph: ModelGraph, run: Run) -> None:
+        """Average the gradient over some batches."""
+        super().observe(graph, run)
+        if run.gradients is None:
+            raise PreconditionError(
+                "its score is made of gradients, and there is no labelled data",
+                where=f"method {self.name!r}",
+                remedy="Pass data= with labels, or use method='l2'.",
+            )
+        self._observed = run.gradients(graph.runnable, self.config.batches)
+
+    def observe_again(self, graph: ModelGraph) -> None:
+        """Average the gradient over some batches, at the weights as they are now."""
+        if self._run.gradients is not None:
+            self._observed = self._run.gradients(graph.runnable, self.config.batches)
+
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """See `taylor_scores`."""
+        if self._observed is None:
+            raise PreconditionError("observe() was not called", where=f"method {self.name!r}")
+        whole = self.config.whole_units
+        return taylor_scores(graph, groups, self._observed, whole_units=whole)
+
+
+class RandomPruning(StructuredPruning):
+    """By chance."""
+
+    name = "random"
+
+    def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
+        """See `random_scores`; every step draws anew."""
+        return random_scores(groups, self._seed + len(self._cuts))
+
+
+def _spec(
+    method: type[StructuredPruning], config: type[StructuredConfig], source: str
+) -> MethodSpec:
+    needs = frozenset({"labels"}) if method is TaylorPruning else frozenset()
+    return MethodSpec(method.name, config, method, SERVES, source, needs=needs)
+
+
+L1 = _spec(L1Pruning, L1Channels, "Li et al., ICLR 2017")
+L2 = _spec(L2Pruning, L2Channels, "Li et al., ICLR 2017; Fang et al., CVPR 2023")
+BN_GAMMA = _spec(BatchNormPruning, BatchNormChannels, "Liu et al., ICCV 2017")
+TAYLOR = _spec(TaylorPruning, TaylorChannels, "Molchanov et al., CVPR 2019")
+RANDOM = _spec(RandomPruning, RandomChannels, "the baseline")
