@@ -39,6 +39,7 @@ def compress(
     example_inputs: Any = None,
     method: str | MethodConfig = "auto",
     layers: Mapping[Selector, Any] | None = None,
+    keep_shapes: bool = False,
     hardware: str | Path | Mapping[str, Any] | Hardware = "eyeriss",
     target: str = "onnxruntime-cpu",
     teacher: str | nn.Module = "original",
@@ -70,6 +71,8 @@ def compress(
         layers: Rules for single layers: `{"features.0": False, "classifier.*": {"max_sparsity":
             0.9}}`. Keys are globs over layer names, module classes or functions of (name, module);
             `False` leaves a layer alone. A key that matches nothing is an error.
+        keep_shapes: Leave channels in place that are dead when the method is finished. Otherwise
+            they are removed; the function stays the same.
         hardware: Profile of the energy model: a name, a YAML file or a `Hardware`.
         target: Where latency is measured.
         teacher: What is distilled (`TrainConfig.distill`): `"original"` or a model.
@@ -130,6 +133,7 @@ def compress(
             training,
             layers,
             Gradients(data, loss, place) if data is not None else None,
+            keep_shapes,
         )
         result = run(request, show, [note])
         if folder is not None:

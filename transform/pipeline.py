@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from energy_model.budget import Budget
 from energy_model.cost import CostTable
-from energy_model.errors import PostconditionError
+from energy_model.errors import PostconditionError, PreconditionError
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, LayerRule, ModelGraph, Site
@@ -20,6 +20,7 @@ from passes.inputs import Call
 from passes.isolation import copied
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
+from passes.rewrite.dead_structure import remove_dead_structure
 from passes.selectors import Selector, select_layers
 from passes.tracing.trace import trace
 from transform.certificate import Source, certify
@@ -50,6 +51,7 @@ class Request:
         training: How to train; `None` compresses in one shot.
         layers: Rules for single layers; see `passes.selectors`.
         gradients: Mean gradients of the loss, or `None` without labelled data.
+        keep_shapes: Leave dead channels in place.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Request:
     training: Training | None
     layers: Mapping[Selector, Any] | None = None
     gradients: Gradients | None = None
+    keep_shapes: bool = False
 
     def nonzeros(self, site: Site) -> int:
         """Nonzero weights of a layer in the caller's own model."""
@@ -110,6 +113,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         method.prepare(graph, plan, setting)
         history = _trained(request, graph, method, limits, show) if training else []
         method.finalize(graph, setting)
+        if not request.keep_shapes:
+            graph.decisions += _without_dead_structure(graph)
         finished = _finished(graph, request, sites)
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan, before)
@@ -165,6 +170,14 @@ def resolve(budget: Budget, subject: Subject) -> tuple[ResolvedLimit, ...]:
         base = base_value(limit.key, subject).number
         resolved.append(ResolvedLimit(limit, base, limit.resolve(base, subject.hardware)))
     return tuple(resolved)
+
+
+def _without_dead_structure(graph: ModelGraph) -> list[Decision]:
+    """Remove channels that a method left dead; a model that does not allow it keeps them."""
+    try:
+        return remove_dead_structure(graph)
+    except PreconditionError as error:
+        return [Decision("", "dead channels stay", str(error))]
 
 
 def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) -> ModelGraph:

@@ -61,6 +61,7 @@ ALEXNET = Subject("AlexNet", "torchvision.models:alexnet", (1, 3, 224, 224))
 RESNET50 = Subject("ResNet-50", "torchvision.models:resnet50", (1, 3, 224, 224))
 DENSENET121 = Subject("DenseNet-121", "torchvision.models:densenet121", (1, 3, 224, 224))
 MOBILENET_V3 = Subject("MobileNetV3", "torchvision.models:mobilenet_v3_large", (1, 3, 224, 224))
+RESNET18 = Subject("ResNet-18", "torchvision.models:resnet18", (1, 3, 224, 224))
 RESNET18_32 = Subject("ResNet-18 at 32 x 32", "bench.zoo:resnet18", (1, 3, 32, 32))
 
 

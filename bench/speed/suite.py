@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.measure import machine_name
+from bench.speed.deployed import measure_column_groups, measure_half_channels
 from bench.speed.imports import measure_import
 from bench.speed.memory import measure_memory
 from bench.speed.projection import measure_projection
@@ -20,6 +21,7 @@ from bench.speed.subjects import (
     ALEXNET,
     DENSENET121,
     MOBILENET_V3,
+    RESNET18,
     RESNET18_32,
     RESNET50,
 )
@@ -37,6 +39,8 @@ BENCHMARKS: dict[str, Callable[[Settings], Outcome]] = {
         (measure_groups(x, s) for x in (RESNET50, DENSENET121, MOBILENET_V3)), Outcome()
     ),
     "shrink": lambda s: measure_shrink(RESNET50, s),
+    "channels": lambda s: measure_half_channels(RESNET18, s),
+    "columns": measure_column_groups,
     "import": measure_import,
 }
 

@@ -223,7 +223,8 @@ class StructuredPruning(Method):
         groups = self._all_groups(graph)
         sizes = {group.name: group.units for group in groups}
         state = {name: _mask(kept, sizes[name]) for name, kept in units.items()}
-        graph.decisions += shrink(graph, groups, full_state(groups) | state, optimizer)
+        why = f"lowest score ({self.name})"
+        graph.decisions += shrink(graph, groups, full_state(groups) | state, optimizer, why)
         self._known = None
         self._cuts.append({name: list(kept) for name, kept in units.items()})
 

@@ -408,3 +408,21 @@ def remove_dead_structure(graph: ModelGraph, *, keep: Collection[str] = ()) -> l
         decisions += [*plan.removed, *(decision for decision in told if not decision.layer)]
         for carry in plan.carries:
             add_to_bias(graph.graph_module.get_submodule(carry.path), carry.values)
+
+
+def _may_be_dead(graph: ModelGraph, module: GraphModule) -> bool:
+    """Whether there is a row, a column, a scale or a mask of zeros that anything could begin with.
+
+    A look at the weights takes a small part of the time of the analysis.
+    """
+    for path, attribute in {site.owners[0] for site in graph.compressible}:
+        weight = getattr(graph.module.get_submodule(path), attribute).detach()
+        if weight.dim() > 1 and not (
+            weight.flatten(1).any(1).all() and weight.transpose(0, 1).flatten(1).any(1).all()
+        ):
+            return True
+    scales = (getattr(part, "weight", None) for part in module.modules())
+    if any(isinstance(s, Tensor) and s.dim() == 1 and not bool(s.all()) for s in scales):
+        return True
+    # What the graph reads itself may be a mask.
+    return any(node.op == "get_attr" for node in module.graph.nodes)

@@ -33,6 +33,7 @@ def shrink(
     groups: ChannelGroups,
     state: State,
     optimizer: torch.optim.Optimizer | None = None,
+    why: str = "not kept by the state",
 ) -> list[Decision]:
     """Remove the units that a state drops, in place.
 
@@ -46,6 +47,7 @@ def shrink(
         groups: Its channel groups; found anew, they are those of the smaller model.
         state: Which units stay.
         optimizer: Trains the new parameters afterwards, and goes on where it was.
+        why: The reason that the decisions give.
 
     Returns:
         One decision for each group that lost units, and one if the graph became the model.
@@ -75,12 +77,11 @@ def shrink(
         match_parameters(part)
     if optimizer is not None:
         swap_parameters(optimizer, new, states)
-    found = [_removed(group, int(state[group.name].sum())) for group in losing]
+    found = [_removed(group, int(state[group.name].sum()), why) for group in losing]
     return found + _observe_again(graph, graph.graph_module, losing)
 
 
-def _removed(group: ChannelGroup, left: int) -> Decision:
-    why = "the state of the group drops them"
+def _removed(group: ChannelGroup, left: int, why: str) -> Decision:
     return Decision(group.name, "channels removed", why, f"{group.units} units", f"{left} units")
 
 

@@ -12,6 +12,7 @@ import torch
 import bench.speed.__main__ as command
 import bench.speed.memory as memory
 from bench.errors import BenchError
+from bench.speed.deployed import measure_column_groups, measure_half_channels
 from bench.speed.imports import import_seconds, measure_import
 from bench.speed.memory import extra_bytes, measure_memory
 from bench.speed.projection import measure_projection
@@ -93,6 +94,15 @@ def test_groups_and_shrinking():
     [check] = measure_shrink(LENET, TWICE).checks
     assert check.name == "removing half the channels of LeNet-5 takes at most 1 s"
     assert check.detail.startswith("median of 2: ")
+
+
+def test_deployed_files():
+    [channels] = measure_half_channels(LENET, ONCE).ratios
+    assert channels.name == "LeNet-5 with half its channels, ONNX Runtime, 1 thread"
+    assert len(channels.pairs) == 3
+    found = measure_column_groups(ONCE, width=64, rows=16).ratios
+    assert [ratio.name[-8:] for ratio in found] == [" batch 1", "batch 16"]
+    assert all(map(positive, (channels, *found)))
 
 
 def test_memory_is_measured_in_a_process_of_its_own():

@@ -60,7 +60,8 @@ def by_hand():
         layers = (nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 20), nn.ReLU())
         model = nn.Sequential(*layers, nn.Linear(20, 4))
     example = torch.zeros(1, 2, 6, 6)
-    return model, transform.compress(model, "energy<=50%, nonzeros<=30%", example_inputs=example)
+    budget = "energy<=50%, nonzeros<=30%"
+    return model, transform.compress(model, budget, example_inputs=example, keep_shapes=True)
 
 
 def test_energies_and_counts_are_those_counted_by_hand(by_hand):

@@ -37,7 +37,9 @@ def flags(model):
 @pytest.mark.parametrize("method", ["energy", "magnitude"])
 def test_the_budget_holds_on_a_plain_model_of_the_callers_class(model_class, method):
     model, example = made(model_class)
-    result = transform.compress(model, "nonzeros<=40%", example_inputs=example, method=method)
+    result = transform.compress(
+        model, "nonzeros<=40%", example_inputs=example, method=method, keep_shapes=True
+    )
     [row] = result.certificate.rows
     dense = sum(weight.numel() for weight in weights_of(model))
     assert result.certificate.holds
@@ -256,7 +258,9 @@ def test_the_device_may_be_named():
 def test_other_float_types_keep_their_type_and_bits(dtype):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
     example = torch.zeros(1, 8, dtype=dtype)
-    result = transform.compress(model, "weight_bits<=50%", example_inputs=example)
+    result = transform.compress(
+        model, "weight_bits<=50%", example_inputs=example, keep_shapes=True
+    )
     [row] = result.certificate.rows
     assert row.base == (8 * 16 + 16 * 4) * torch.finfo(dtype).bits
     assert row.reached == row.base // 2

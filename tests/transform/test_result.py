@@ -171,7 +171,9 @@ def test_many_layers_are_cut_short():
     from torch import nn
 
     deep = nn.Sequential(*[nn.Linear(6, 6) for _ in range(30)])
-    result = transform.compress(deep, "nonzeros<=50%", example_inputs=torch.zeros(1, 6))
+    result = transform.compress(
+        deep, "nonzeros<=50%", example_inputs=torch.zeros(1, 6), keep_shapes=True
+    )
     text = repr(result)
     assert "and 14 cheaper layers in .costs.after" in text
     assert len(text.splitlines()) < 40

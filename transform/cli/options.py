@@ -107,6 +107,12 @@ OnnxFile = Annotated[
         "NAME.certificate.json.",
     ),
 ]
+KeepShapes = Annotated[
+    bool,
+    typer.Option(
+        "--keep-shapes", help="Leave channels in place that are dead when the method is finished."
+    ),
+]
 Form = Annotated[
     str,
     typer.Option(

@@ -127,7 +127,8 @@ def test_the_budget_holds_for_any_number_of_steps(size, interval, epochs):
     x, y = examples()
     data = list(zip(x.split(size), y.split(size), strict=True))
     method = transform.EnergyProjection(interval=interval)
-    result = run(data=data, train={"epochs": epochs, "lr": 0.3}, method=method, valid=batches())
+    train = {"epochs": epochs, "lr": 0.3}
+    result = run(data=data, train=train, method=method, valid=batches(), keep_shapes=True)
     assert nonzeros(result.model) == WEIGHTS // 2
     assert result.certificate.holds
     rows = trained_rows(result)
@@ -149,7 +150,7 @@ def test_the_energy_holds_for_every_schedule(schedule, hold):
 def test_magnitude_is_trained_the_same_way(method):
     config = transform.Magnitude(scope=method, interval=2)
     train = {"epochs": 4, "lr": 0.1}
-    result = run(method=config, train=train)
+    result = run(method=config, train=train, keep_shapes=True)
     assert result.certificate.holds
     shares = [float((result.model[i].weight != 0).float().mean()) for i in (0, 2)]
     if method == "layer":
