@@ -258,9 +258,7 @@ def test_the_device_may_be_named():
 def test_other_float_types_keep_their_type_and_bits(dtype):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
     example = torch.zeros(1, 8, dtype=dtype)
-    result = transform.compress(
-        model, "weight_bits<=50%", example_inputs=example, keep_shapes=True
-    )
+    result = transform.compress(model, "weight_bits<=50%", example_inputs=example, keep_shapes=True)
     [row] = result.certificate.rows
     assert row.base == (8 * 16 + 16 * 4) * torch.finfo(dtype).bits
     assert row.reached == row.base // 2
