@@ -11,8 +11,15 @@ from torch import nn
 
 import transform
 from energy_model.errors import ArgumentError, InfeasibleBudget
+from energy_model.hardware import load_hardware
+from passes.inputs import as_call
+from passes.methods.base import Run
 from passes.methods.registry import find_method
+from passes.tracing.trace import trace
 from transform.fingerprint import state_digest
+from transform.gradients import Gradients
+from transform.limits import Subject
+from transform.pipeline import resolve
 from transform.testing import check_method
 
 METHODS = ("l1", "l2", "bn_gamma", "taylor", "random")
@@ -287,3 +294,22 @@ def test_auto_removes_channels_where_nothing_else_helps():
         assert result.method == "l2"
         assert result.certificate.holds
     assert compressed("auto", "energy<=60%").method == "energy"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scoring_changes_no_bit(name):
+    model = net().train()
+    model[0].weight.requires_grad_(False)
+    call = as_call(model, data()[0][0])
+    graph = trace(model, call)
+    subject = Subject(graph, load_hardware("eyeriss"))
+    limits = resolve(transform.Budget.parse("macs<=50%"), subject)
+    spec, config = find_method(name)
+    method = spec.build(config)
+    digest, flags = state_digest(model), [part.training for part in model.modules()]
+    run = Run(gradients=Gradients(data(), None, torch.device("cpu")), limits=limits)
+    method.observe(graph, run)
+    method.plan(graph, subject.costs, limits)
+    assert state_digest(model) == digest
+    assert [part.training for part in model.modules()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
