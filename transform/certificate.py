@@ -200,7 +200,7 @@ def certify(
             reached=values[limit.key].number,
             unit=_UNITS.get(limit.key, "count"),
             kind=values[limit.key].kind,
-            counted_from="model" if source.name == "model" else "file",
+            counted_from=_counted_from(limit.key, source),
             file=source.name,
             sha256=source.sha256,
             base_counted_from="original" if smaller else "file",
@@ -209,3 +209,8 @@ def certify(
         for limit in limits
     )
     return Certificate(rows, source, costs, initializers or {})
+
+
+def _counted_from(key: str, source: Source) -> str:
+    # A file holds no parameters: norms are folded, tied ones may be stored twice.
+    return "model" if source.name == "model" or key == "params" else "file"

@@ -14,6 +14,7 @@ from energy_model.errors import PreconditionError
 from passes.inputs import as_batch
 from passes.isolation import evaluating, untouched
 from transform.evaluate import moved
+from transform.training.batch_errors import batch_errors
 from transform.training.losses import Loss, cross_entropy
 
 
@@ -38,6 +39,7 @@ class Gradients:
 
         Raises:
             PreconditionError: The data is empty or has no targets, or the loss is not finite.
+        TrainingError: The model or the loss fails on a batch.
         """
         parameters = dict(model.named_parameters())
         frozen = [p for p in parameters.values() if not p.requires_grad]
@@ -71,9 +73,15 @@ class Gradients:
                 remedy="Yield (inputs, targets), or choose a method without gradients.",
             )
         loss = self.loss or cross_entropy(0.0)
-        with torch.enable_grad():
+        with torch.enable_grad(), batch_errors(batch.call.batch_size):
             outputs = batch.call.to(self.device)(model)
             value = loss(outputs, moved(batch.targets, self.device))
+            if value.numel() != 1 or not value.requires_grad:
+                raise PreconditionError(
+                    "the loss is no single tensor with a gradient",
+                    where="loss",
+                    remedy="Return a scalar tensor computed from the outputs.",
+                )
             if not bool(torch.isfinite(value)):
                 raise PreconditionError(f"the loss is {value.item()}", where="data")
             return torch.autograd.grad(value, parameters, allow_unused=True)

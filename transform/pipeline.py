@@ -113,7 +113,9 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         method.prepare(graph, plan, setting)
         history = _trained(request, graph, method, limits, show) if training else []
         method.finalize(graph, setting)
-        if not request.keep_shapes:
+        if method.needs_shapes():
+            graph.decisions.append(Decision("", "dead channels stay", method.needs_shapes()))
+        elif not request.keep_shapes:
             graph.decisions += _without_dead_structure(graph)
         finished = _finished(graph, request, sites)
     with show.stage("certifying"):

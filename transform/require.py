@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from energy_model.errors import ArgumentError
@@ -17,4 +18,10 @@ def require_model(model: Any) -> None:
             f"{type(model).__name__} is not a torch.nn.Module",
             where="model",
             remedy=f"Pass the model itself.{hint}",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "a scripted module has no Python code that could be traced",
+            where="model",
+            remedy="Pass the module that it was made from.",
         )

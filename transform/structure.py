@@ -23,6 +23,7 @@ from passes.structure.costs import StructureCosts
 from passes.structure.groups import ChannelGroups, channel_groups
 from passes.structure.state import checked_state, random_state
 from passes.tracing.trace import trace
+from transform.arguments import require_seed
 from transform.require import require_model
 
 _COSTS = ("params", "macs", "energy", "nonzeros")
@@ -82,8 +83,13 @@ class Structure:
     hardware: Hardware
 
     def random_state(self, seed: int) -> dict[str, NDArray[np.bool_]]:
-        """Every free group keeps a random half of its units, rounded to the channel multiple."""
-        return random_state(self.groups, seed, self.hardware.channel_multiple)
+        """Every free group keeps a random half of its units, rounded to the channel multiple.
+
+        Raises:
+            ArgumentError: The seed is no whole number from 0.
+        """
+        number = require_seed(seed)
+        return random_state(self.groups, number, self.hardware.channel_multiple)
 
     def gated(self, state: Mapping[str, Any]) -> nn.Module:
         """The model with dropped channels set to zero wherever they are read.

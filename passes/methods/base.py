@@ -123,6 +123,10 @@ class Method(ABC):
         """Whether the model as it stands has the shapes that the result will have."""
         return True
 
+    def needs_shapes(self) -> str:
+        """Why channels that are dead in the end must stay; empty if they may go."""
+        return ""
+
     def still_saved(self) -> int:
         """Energy that the model as it stands will lose in `finalize` without losing weights."""
         return 0

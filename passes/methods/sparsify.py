@@ -186,6 +186,10 @@ class Sparsifier(Method):
             self._graph, self._run = graph, run
             self._project(run.limits)
 
+    def needs_shapes(self) -> str:
+        """A pattern counts in rows and columns that are there."""
+        return "their removal would break the pattern" if self.config.pattern else ""
+
     def limits_at(self, step: int) -> tuple[ResolvedLimit, ...]:
         """The budget after `step` optimizer steps, between where training starts and the target."""
         total = max(1, round(self._run.total_steps * (1 - self.config.hold)))

@@ -164,8 +164,13 @@ class _Input:
         self.weight = (str(node.target), "weight") if layer is not None else _parameter(node)
         self.fixed = _why_fixed(tensors, node)
         source = node.args[0] if node.args else node.kwargs["input"]
-        value = given[source.name]  # type: ignore[union-attr]
-        lines = value.movedim(reader.dim, 0).flatten(1).cpu().double()
+        value = given.get(source.name)  # type: ignore[union-attr]
+        if value is None or not value.is_floating_point():  # nothing is known about it
+            value = torch.full((len(reader.units),), torch.nan)
+            lines = value.reshape(-1, 1)
+        else:
+            lines = value.movedim(reader.dim, 0).reshape(value.shape[reader.dim], -1)
+        lines = lines.cpu().double()
         first = lines[:, :1]
         near = (lines - first).abs() <= ROUNDING * torch.finfo(value.dtype).eps * first.abs()
         self.zero: Mask = (lines == 0).all(1).numpy()

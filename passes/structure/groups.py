@@ -150,7 +150,7 @@ def channel_groups(graph: ModelGraph) -> ChannelGroups:
     module = graph.graph_module
     if module is None:
         leaf = graph.leaves[0].reason if graph.leaves else "it has no graph"
-        why = f"the model cannot be traced as a whole: {leaf}"
+        why = f"cannot be traced as a whole: {leaf}"
         return ChannelGroups((), (Decision("", "no channel groups", why),))
     context, values = walk(module, record(graph, module))
     owners = _owners(graph)

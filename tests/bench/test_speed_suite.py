@@ -214,6 +214,7 @@ def test_every_benchmark_of_the_command_is_named_in_its_help(invoke):
     assert all(name in text for name in BENCHMARKS)
 
 
+@pytest.mark.slow
 def test_training_with_projections_is_compared_with_training_without():
     [ratio] = measure_training(LENET, TWICE, batch=4).ratios
     assert len(ratio.pairs) == 2

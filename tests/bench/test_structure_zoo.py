@@ -10,7 +10,7 @@ from bench.structure_zoo import FAMILIES, measure_row, to_markdown
 from energy_model.errors import ArgumentError
 
 TABLE = Path(__file__).resolve().parents[2] / "bench" / "results" / "structure.md"
-FAST = {"alexnet", "squeezenet1_1", "mobilenet_v3_small"}
+FAST = {"squeezenet1_1", "mobilenet_v3_small"}
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,12 @@ def test_columns_that_cannot_be_are_no_weight(columns):
     assert Grouped(np.ones((1, 2, 2), np.float32), np.array([[0, 2]])).whole((3, 2)) is None
 
 
-@pytest.mark.parametrize("name", NETS)
+FAST = ("mlp", "signal")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETS]
+)
 def test_the_file_is_smaller_and_counts_the_same(exported, name):
     graph, dense, written = exported(name)
     assert written.form == "column_groups"

@@ -12,6 +12,7 @@ from torch import nn
 from transform_nets import SmallConv, made
 
 import transform
+from bench.check_certificate import check
 from transform.certificate import CertificateRow, format_value
 from transform.fingerprint import state_digest
 
@@ -186,3 +187,19 @@ def test_every_row_names_what_it_was_counted_from(tmp_path):
     [claim] = json.loads(exported.certificate.read_text())["limits"]
     digest = hashlib.sha256(exported.path.read_bytes()).hexdigest()
     assert (claim["file"], claim["sha256"]) == ("net.onnx", digest)
+
+
+def test_parameters_are_those_of_the_model_not_of_the_file(tmp_path):
+    """A folded norm is no parameter of the file, and gives a layer a bias that it had not."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    ).eval()
+    example = torch.randn(2, 3, 8, 8)
+    result = transform.compress(
+        model, "params<=50%", example_inputs=example, method="l2", progress="none"
+    )
+    exported = result.export(tmp_path / "small.onnx")
+    [row] = json.loads(exported.certificate.read_bytes())["limits"]
+    assert row["counted_from"] == "model"
+    assert row["reached"] == sum(p.numel() for p in result.model.parameters())
+    assert check(exported.certificate) == []

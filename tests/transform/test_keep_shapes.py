@@ -60,3 +60,39 @@ def test_a_layer_with_hooks_keeps_its_dead_channels():
     )
     assert result.model[1].weight.shape == (300, 784)
     assert result.model[3].out_features < 100
+
+
+def test_a_pattern_keeps_the_shapes_it_counts_in(tmp_path):
+    method = transform.Magnitude(scope="layer", pattern="column_groups:10")
+    result = transform.compress(
+        lenet(), "nonzeros<=10%", example_inputs=IMAGES, method=method, progress="none"
+    )
+    assert result.model[1].weight.shape == (300, 784)
+    [told] = [d for d in result.decisions if d.what == "dead channels stay"]
+    assert "break the pattern" in told.why
+    files = [result.export(tmp_path / f"{form}.onnx", form) for form in ("dense", "column_groups")]
+    assert files[1].bytes < files[0].bytes
+
+
+@pytest.mark.parametrize("method", ["l1", "magnitude"])
+def test_an_example_without_a_batch(method):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+    result = transform.compress(
+        model.eval(), "nonzeros<=60%", example_inputs=torch.randn(8), method=method, progress="none"
+    )
+    assert result.certificate.holds
+    assert result.model[0].out_features <= 30
+
+
+def test_a_complex_model():
+    layers = torch.nn.Linear(8, 30), torch.nn.Linear(30, 3)
+    model = torch.nn.Sequential(*layers).to(torch.complex64).eval()
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+    example = torch.randn(2, 8, dtype=torch.complex64)
+    result = transform.compress(
+        model, "nonzeros<=95%", example_inputs=example, method="magnitude", progress="none"
+    )
+    assert result.certificate.holds

@@ -134,3 +134,17 @@ def test_a_proof_in_two_lines():
     nn.init.zeros_(silent.head.weight)
     nn.init.zeros_(silent.head.bias)
     assert "nothing is shown" in str(transform.structure(silent, IMAGES).proof(0))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None])
+def test_bad_seeds(seed):
+    with pytest.raises(ArgumentError, match="seed"):
+        transform.structure(net(), IMAGES).random_state(seed)
+
+
+def test_a_scripted_model_is_refused():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))
+    with pytest.raises(ArgumentError, match="scripted"):
+        transform.structure(scripted, torch.zeros(1, 4))
+    with pytest.raises(ArgumentError, match="scripted"):
+        transform.compress(scripted, "macs<=50%", example_inputs=torch.zeros(1, 4), method="l1")

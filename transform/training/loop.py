@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from energy_model.errors import (
     ArgumentError,
-    CompressionError,
     PreconditionError,
     StorageError,
     TrainingError,
@@ -25,6 +24,7 @@ from passes.inputs import Batch, as_batch
 from passes.methods.base import Method
 from passes.methods.phases import Phase, PhaseEnd
 from transform.evaluate import Metric, evaluate, moved
+from transform.training.batch_errors import batch_errors
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import TrainConfig
 from transform.training.engine import Engine, accelerated, trained_alone, training_mode
@@ -170,7 +170,7 @@ class Trainer:
             )
         call, targets = batch.call.to(self.device), moved(batch.targets, self.device)
         loss = self.loss or cross_entropy(self.config.label_smoothing)
-        with engine.autocast(), _typed_errors(batch.call.batch_size):
+        with engine.autocast(), batch_errors(batch.call.batch_size):
             outputs = call(engine.model)
             distilled = None
             if self.config.distillation is not None and self.teacher is not None:
@@ -197,6 +197,8 @@ class Trainer:
         try:
             self.method.on_step(self.step - self._began, engine.optimizer)
         except PreconditionError as error:
+            if all(bool(torch.isfinite(p).all()) for p in self.graph.runnable.parameters()):
+                raise
             raise self._diverged() from error
 
     def _diverged(self) -> TrainingError:
@@ -315,29 +317,6 @@ def _generators(data: Iterable[Any]) -> list[torch.Generator]:
     found = (getattr(owner, "generator", None) for owner in owners)
     unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
     return list(unique.values())
-
-
-@contextmanager
-def _typed_errors(size: int | None) -> Iterator[None]:
-    """Name the arguments when the model or the loss fails on a batch of so many samples."""
-    try:
-        yield
-    except CompressionError:
-        raise
-    except Exception as error:
-        # torch has no error class for it, only these words.
-        if "more than 1 value per channel" in str(error):
-            raise TrainingError(
-                f"a batch has size {size}, and BatchNorm needs more than one value per channel",
-                where="data",
-                remedy="Leave out a smaller last batch (DataLoader(..., drop_last=True)), or "
-                "choose another batch size.",
-            ) from error
-        raise TrainingError(
-            f"the model or the loss fails on a batch: {type(error).__name__}: {error}",
-            where="data",
-            remedy="Its batches must be such as the model takes, with targets for the loss.",
-        ) from error
 
 
 def frozen_teacher(model: nn.Module) -> nn.Module:

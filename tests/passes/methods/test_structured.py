@@ -313,3 +313,37 @@ def test_scoring_changes_no_bit(name):
     assert state_digest(model) == digest
     assert [part.training for part in model.modules()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def images(count=8, channels=2):
+    return torch.zeros(count, channels, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "match"),
+    [
+        ((images(), torch.arange(8) + 7), None, "out of bounds"),
+        ((images(), torch.randn(8)), None, "the model or the loss fails"),
+        ((images(4, 3), torch.zeros(4, dtype=torch.long)), None, "the model or the loss fails"),
+        ((images(), torch.arange(8) % 3), lambda o, t: o, "no single tensor"),
+        ((images(), torch.arange(8) % 3), lambda o, t: o.detach().sum(), "no single tensor"),
+    ],
+)
+def test_what_taylor_cannot_differentiate_is_a_typed_error(batch, loss, match):
+    with pytest.raises(transform.CompressionError, match=match):
+        transform.compress(
+            net(), "macs<=50%", [batch] * 2, example_inputs=images(1), method="taylor",
+            train=False, loss=loss, progress="none",
+        )  # fmt: skip
+
+
+def test_an_optimizer_that_cannot_lose_channels_is_named():
+    class Factored(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["rows"] = torch.zeros(7, 7)
+
+    train = transform.TrainConfig(epochs=2, optimizer=lambda p: Factored(p, lr=0.01))
+    with pytest.raises(transform.PreconditionError, match="state"):
+        compressed(transform.L1Channels(steps=2), train=train)
