@@ -23,7 +23,9 @@ def compressed(method, **options):
     )
 
 
-@pytest.mark.parametrize("method", [transform.Magnitude(scope="layer"), "energy"])
+@pytest.mark.parametrize(
+    "method", [transform.Magnitude(scope="layer"), pytest.param("energy", marks=pytest.mark.slow)]
+)
 def test_the_small_model_computes_the_same(method, tmp_path):
     small, whole = compressed(method), compressed(method, keep_shapes=True)
     assert small.certificate.holds and whole.certificate.holds

@@ -298,6 +298,7 @@ def test_a_shrunk_model_is_saved_and_loaded(build):
     assert set(counts.values()) == {2}
 
 
+@pytest.mark.slow
 def test_a_shrunk_model_is_exported(tmp_path):
     torch.manual_seed(0)
     model, x = Crossed().eval(), tensor(2, 6, WIDTH).float()

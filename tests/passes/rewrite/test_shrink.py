@@ -335,6 +335,7 @@ def test_a_model_that_needs_its_batch_shrinks():
     assert graph.by_name["stem"].uses[0].shape.out_channels == 3
 
 
+@pytest.mark.slow
 def test_the_file_loses_the_bytes_of_what_was_removed(tmp_path):
     torch.manual_seed(0)
     model, x = Residual().float().eval(), image().float()

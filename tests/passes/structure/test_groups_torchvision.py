@@ -72,6 +72,7 @@ def test_streams_and_inner_channels_of_resnet18():
     assert inner == 1920
 
 
+@pytest.mark.slow
 def test_the_hidden_width_of_a_vision_transformer_is_free():
     model = build("vit_b_16")
     graph = trace(model, as_call(model, image("vit_b_16", 1)), train=False)

@@ -53,7 +53,7 @@ FILES = {
 }
 
 
-QUICK = {("lenet", False), ("normed", False), ("normed", True)}
+QUICK = {("normed", True)}
 CASES = [
     pytest.param(name, fresh, marks=() if (name, fresh) in QUICK else pytest.mark.slow)
     for name in FILES
@@ -84,6 +84,7 @@ def test_bytes_of_the_exported_file(name, fresh, tmp_path):
     assert real <= predicted <= 1.001 * real + 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [nets.Multihead, nets.Functional], ids=lambda net: net.__name__)
 def test_bytes_are_never_underestimated(net, tmp_path):
     """What is stored twice, or computed at export, is not counted as certain."""
