@@ -43,7 +43,8 @@ HOLD = 0.4
 
 HONEST = (
     "Zeros make nothing faster in ONNX Runtime, and the file no smaller before zstd: it multiplies "
-    "a zero like any other number. The energy is a model of an accelerator that skips zeros "
+    "a zero like any other number. What makes the file smaller is that dead channels are gone. The "
+    "energy is a model of an accelerator that skips zeros "
     "(profile eyeriss), not a measurement."
 )
 TRAINED = (
