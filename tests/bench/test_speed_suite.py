@@ -67,6 +67,7 @@ def test_the_large_subjects_are_the_ones_named(subject, sites):
     assert sum(p.numel() for p in weights) // 10**6 == millions
 
 
+@pytest.mark.slow
 def test_projection():
     found = measure_projection(LENET, TWICE, ("energy<=60%", "energy<=80%"))
     assert [len(ratio.pairs) for ratio in found.ratios] == [2, 2]
@@ -78,6 +79,7 @@ def test_projection():
     assert "of 61,470 weights kept, 0 differ" in found.checks[0].detail
 
 
+@pytest.mark.slow
 def test_compress_and_analyze():
     [compressed] = measure_compress(LENET, TWICE, "energy<=60%").ratios
     [analyzed] = measure_analyze(LENET, ONCE).ratios
@@ -87,6 +89,7 @@ def test_compress_and_analyze():
     assert positive(analyzed)
 
 
+@pytest.mark.slow
 def test_groups_and_shrinking():
     [found] = measure_groups(LENET, ONCE).ratios
     assert (found.target, found.base, len(found.pairs)) == (2, "tracing it", 3)
@@ -96,6 +99,7 @@ def test_groups_and_shrinking():
     assert check.detail.startswith("median of 2: ")
 
 
+@pytest.mark.slow
 def test_deployed_files():
     [channels] = measure_half_channels(LENET, ONCE).ratios
     assert channels.name == "LeNet-5 with half its channels, ONNX Runtime, 1 thread"
@@ -105,6 +109,7 @@ def test_deployed_files():
     assert all(map(positive, (channels, *found)))
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     [found] = measure_memory(LENET, ONCE, ("energy<=60%",)).ratios
     [(extra, weights)] = found.pairs
