@@ -70,6 +70,7 @@ def masked_lenet5():
     return trace(graph.runnable, graph.call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["x50", "w50x50"])
 def test_the_exported_lenet5_counts_what_the_oracle_says(masked_lenet5, variant, tmp_path):
     with torch.no_grad():

@@ -197,6 +197,7 @@ def test_networks_have_the_widths_asked_for(make, layers) -> None:
         assert network(example).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_a_real_reading() -> None:
     network, example = mlp({"fc1": 4, "fc2": 3})
     network.train()

@@ -195,6 +195,7 @@ def costs_of(graph):
     return cost_table(graph, EYERISS).total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("batch", [1, 7])
 def test_the_batch_stays_dynamic(exported, name, batch):
@@ -330,6 +331,7 @@ def certified(tmp_path_factory):
     return {form: result.export(folder / f"{form}.onnx", form=form) for form in forms}
 
 
+@pytest.mark.slow
 def test_the_certificate_of_both_forms_says_the_same(certified):
     claims = [json.loads(export.certificate.read_text()) for export in certified.values()]
     assert claims[0]["totals"] == claims[1]["totals"]

@@ -136,6 +136,7 @@ def test_a_channel_that_its_norm_silences_costs_nothing_in_the_file(tmp_path):
     assert after.total.energy.exact < before.total.energy.exact
 
 
+@pytest.mark.slow
 def test_both_directions_of_a_recurrent_layer_are_found(tmp_path):
     graph = thinned_graph(Recurrent, (2, 4, 5))
     written = write_dense(graph, EYERISS, tmp_path / "lstm.onnx")

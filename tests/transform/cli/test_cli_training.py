@@ -216,6 +216,7 @@ def test_run_and_compare(recipe, tmp_path):
     assert (code, "no run is labelled" in line) == (1, True)
 
 
+@pytest.mark.slow
 def test_compare_runs_a_recipe_first(recipe, tmp_path):
     result = run("compare", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

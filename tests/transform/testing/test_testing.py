@@ -216,6 +216,7 @@ def without_onnx(monkeypatch):
     monkeypatch.setattr(Compressed, "save", saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kill"),
     [("energy", True), ("magnitude", False), (magnitude.Magnitude(scope="layer"), False)],

@@ -172,6 +172,7 @@ def test_the_random_state_of_the_caller_is_not_drawn_from():
     assert torch.rand(1) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_in_a_phase_of_masks_and_of_weights(tmp_path):
     numbers = [STEPS + 2, PHASE + STEPS + 1]

@@ -33,6 +33,7 @@ def correct(model, batches):
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("resize", "hits"), [("bilinear", 9930), ("pad", 9885)])
 def test_lenet5_on_all_of_mnist(resize, hits):
     need("MNIST/raw")
@@ -47,6 +48,7 @@ def test_lenet5_on_all_of_mnist(resize, hits):
     ]
 
 
+@pytest.mark.slow
 def test_resnet8_wants_raw_pixels():
     need("ci/cifar10")
     model = trained(mlperftiny_resnet8(), "cifar10_mlperftiny_resnet8.pt")
@@ -54,6 +56,7 @@ def test_resnet8_wants_raw_pixels():
     assert correct(model, data.test) / 2000 == pytest.approx(0.755, abs=0.02)
 
 
+@pytest.mark.slow
 def test_resnet20_wants_the_statistics_of_imagenet():
     need("ci/cifar10")
     model = trained(resnet20(), "cifar10_resnet20_jpeg.pt")
