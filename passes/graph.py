@@ -18,6 +18,7 @@ from energy_model.input_support import InputSupport
 from energy_model.price import WeightPrice, weight_price
 from energy_model.shapes import LayerShape
 from passes.inputs import Call
+from passes.quantize.encoding import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,8 @@ class ModelGraph:
         decisions: What the passes decided so far.
         rules: What every method must respect in single layers, by site name.
         rewritten: A pass put nodes into `graph_module`: the module alone no longer is the model.
+        encodings: How finished weights are written, by site name; those that are not quantized
+            have none.
     """
 
     module: nn.Module
@@ -220,6 +223,7 @@ class ModelGraph:
     decisions: list[Decision] = field(default_factory=list)
     rules: dict[str, LayerRule] = field(default_factory=dict)
     rewritten: bool = False
+    encodings: dict[str, Encoding] = field(default_factory=dict)
 
     @property
     def runnable(self) -> nn.Module:

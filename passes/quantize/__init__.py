@@ -1,0 +1,1 @@
+"""Quantization: grids, encodings of weights, and quantizers of activations."""
