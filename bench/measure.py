@@ -1,4 +1,4 @@
-"""Measure ONNX models on ONNX Runtime, each in its own process, with interleaved rounds.
+"""Measure ONNX models in ONNX Runtime or OpenVINO, each in its own process, in interleaved rounds.
 
 All models are loaded first; then they take turns, in rounds of equal length whose order is
 reversed every other time, while the others wait. Whatever the machine does meanwhile then meets
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.errors import BenchError
 from bench.joules import JouleMeter, open_meter
 from bench.measurement import Measurement, Report, relative_spread
 from bench.process import WorkerProcess
+from bench.runtimes import DEFAULT, require_runtime
 from energy_model.errors import ArgumentError
 
 ZSTD_LEVEL = 10
 
+_Value = TypeVar("_Value")
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what comes next."""
 
@@ -35,7 +37,10 @@ def measure(
     warmup: int = 5,
     seconds_per_round: float = 0.15,
     seed: int = 0,
-    energies: Sequence[int | None] | None = None,
+    energies: Sequence[float | None] | None = None,
+    runtime: str = DEFAULT,
+    runtimes: Sequence[str] | None = None,
+    options: Sequence[Mapping[str, str] | None] | None = None,
     timeout: float = 600.0,
     progress: Progress | None = None,
 ) -> Report:
@@ -45,7 +50,8 @@ def measure(
     dynamic dimensions are 1.
 
     Args:
-        paths: The models; the first is the one that the others are compared with.
+        paths: The models; the first is the one that the others are compared with. One file may
+            stand there more than once, with other runtimes or options.
         threads: Threads inside an operator.
         batch: Samples in one inference.
         rounds: Turns of each model; six or more are needed for a conclusion.
@@ -53,6 +59,10 @@ def measure(
         seconds_per_round: Length of one turn, seconds.
         seed: Seed of the inputs.
         energies: Modelled energy of one sample per model in MAC energies, shown beside.
+        runtime: Where all models run: `"onnxruntime-cpu"` or `"openvino-cpu"`.
+        runtimes: Where each model runs, instead of `runtime`.
+        options: Of each model, session options or properties by the runtime's own names, e.g.
+            `{"session.disable_quant_qdq": "1"}`; None for none.
         timeout: Seconds to wait for one step of one model.
         progress: Called before every step.
 
@@ -60,19 +70,28 @@ def measure(
         One measurement per model, in their order.
 
     Raises:
-        ArgumentError: An argument is out of range.
+        ArgumentError: An argument is out of range, or a runtime is not installed.
         BenchError: A model is missing, refused by the runtime, crashes it, hangs, or fixes another
             batch size.
     """
     files = [Path(path) for path in paths]
-    _check_arguments(files, energies, threads, batch, rounds, warmup, seconds_per_round, timeout)
+    _check_arguments(files, threads, batch, rounds, warmup, seconds_per_round, timeout)
+    known = _one_each("energies", energies, None, files)
+    places = _one_each("runtimes", runtimes, runtime, files)
+    settings = _one_each("options", options, None, files)
+    for place in dict.fromkeys(places):
+        require_runtime(place)
     steps = _Steps(len(files) * (rounds + 3), progress)
     with ExitStack() as stack:
         # Packing needs a CPU: it is over before the first turn.
         packed = [steps.run(f"packing {file.name}", _zstd_bytes, file) for file in files]
         turns = [
-            _Turns(stack.enter_context(WorkerProcess(str(file), timeout)), open_meter())
-            for file in files
+            _Turns(
+                stack.enter_context(WorkerProcess(str(file), timeout)),
+                open_meter(),
+                {"runtime": place, "options": dict(chosen or {})},
+            )
+            for file, place, chosen in zip(files, places, settings, strict=True)
         ]
         for turn, file in zip(turns, files, strict=True):
             steps.run(f"loading {file.name}", turn.load, file, threads, batch, seed)
@@ -81,7 +100,6 @@ def measure(
         for number in range(rounds):
             for turn in turns if number % 2 == 0 else turns[::-1]:
                 steps.run(f"round {number + 1} of {rounds}", turn.take)
-        known = energies or [None] * len(files)
         return Report(
             tuple(
                 turn.measurement(size, threads, batch, energy)
@@ -93,9 +111,12 @@ def measure(
 class _Turns:
     """One model taking turns: its process, and the answers of its rounds."""
 
-    def __init__(self, worker: WorkerProcess, meter: JouleMeter | None) -> None:
+    def __init__(
+        self, worker: WorkerProcess, meter: JouleMeter | None, place: dict[str, Any]
+    ) -> None:
         self.worker = worker
         self.meter = meter
+        self.place = place
         self.loaded: dict[str, Any] = {}
         self.runs = 1
         self.answers: list[dict[str, Any]] = []
@@ -103,7 +124,7 @@ class _Turns:
 
     def load(self, file: Path, threads: int, batch: int, seed: int) -> None:
         self.loaded = self.worker.ask(
-            "load", path=str(file), threads=threads, batch=batch, seed=seed
+            "load", path=str(file), threads=threads, batch=batch, seed=seed, **self.place
         )
 
     def calibrate(self, warmup: int, seconds: float) -> None:
@@ -118,7 +139,7 @@ class _Turns:
         self.joules.append(None if spent is None else spent / self.runs)
 
     def measurement(
-        self, bytes_zstd: int, threads: int, batch: int, energy: int | None
+        self, bytes_zstd: int, threads: int, batch: int, energy: float | None
     ) -> Measurement:
         round_ms = tuple(answer["median_ms"] for answer in self.answers)
         counted = [joules for joules in self.joules if joules is not None]
@@ -141,6 +162,7 @@ class _Turns:
             energy=energy,
             # With counts of some rounds only, the median would be that of other rounds.
             joules=statistics.median(counted) if len(counted) == len(self.joules) else None,
+            options=self.place["options"],
         )
 
 
@@ -186,7 +208,6 @@ def _zstd_bytes(file: Path) -> int:
 
 def _check_arguments(
     files: Sequence[Path],
-    energies: Sequence[int | None] | None,
     threads: int,
     batch: int,
     rounds: int,
@@ -203,9 +224,19 @@ def _check_arguments(
     for name, seconds in (("seconds_per_round", seconds_per_round), ("timeout", timeout)):
         if not seconds > 0:
             raise ArgumentError(f"{name} is {seconds}", remedy="Give a positive time in seconds.")
-    if energies is not None and len(energies) != len(files):
+
+
+def _one_each(
+    name: str, given: Sequence[_Value] | None, default: _Value, files: Sequence[Path]
+) -> list[_Value]:
+    """One value per model."""
+    if given is None:
+        return [default] * len(files)
+    if isinstance(given, str) or len(given) != len(files):
+        count = 1 if isinstance(given, str) else len(given)
         raise ArgumentError(
-            f"{len(energies)} energies for {len(files)} models",
-            where="energies",
-            remedy="Give one per model, None where it is unknown.",
+            f"{count} {name} for {len(files)} models",
+            where=name,
+            remedy="Give one per model, in a list.",
         )
+    return list(given)

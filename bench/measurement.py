@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class Measurement:
         runs_per_round: Inferences in one round.
         energy: Modelled energy of one sample in MAC energies, given by the caller; not measured.
         joules: Measured energy of one inference; None where no counter exists, never 0.
+        options: Session options or properties that were set.
     """
 
     path: str
@@ -64,8 +66,9 @@ class Measurement:
     machine: str
     round_ms: tuple[float, ...]
     runs_per_round: int
-    energy: int | None = None
+    energy: float | None = None
     joules: float | None = None
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
@@ -77,8 +80,8 @@ class Comparison:
     """The time of one model over that of the first, round by round.
 
     Attributes:
-        path: The model.
-        first: The model that it is compared with.
+        path: The model, with its runtime and options where the two differ in them.
+        first: The model that it is compared with, in the same way.
         ratio: Median over the rounds of time / time of the first; below 1 is faster.
         low: First quartile of these ratios.
         high: Third quartile.
@@ -210,8 +213,8 @@ def compare(first: Measurement, other: Measurement) -> Comparison:
     pairs = list(zip(first.round_ms, other.round_ms, strict=True))
     low, ratio, high = np.quantile([mine / base for base, mine in pairs], [0.25, 0.5, 0.75])
     return Comparison(
-        path=other.path,
-        first=first.path,
+        path=_name(other, first),
+        first=_name(first, other),
         ratio=float(ratio),
         low=float(low),
         high=float(high),
@@ -219,3 +222,11 @@ def compare(first: Measurement, other: Measurement) -> Comparison:
         slower=sum(mine > base for base, mine in pairs),
         noise=max(first.spread, other.spread),
     )
+
+
+def _name(item: Measurement, other: Measurement) -> str:
+    """The path, and where it ran if that tells the two apart."""
+    where = "" if item.runtime == other.runtime else f" in {item.runtime}"
+    if item.options != other.options and item.options:
+        where += f" with {', '.join(f'{k}={v}' for k, v in item.options.items())}"
+    return item.path + where

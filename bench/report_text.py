@@ -21,8 +21,10 @@ def format_report(report: Report) -> str:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
+    several = len({item.runtime for item in report.measurements}) > 1
     for item in report.measurements:
-        table.add_column(PurePath(item.path).name, justify="right", overflow="fold")
+        name = PurePath(item.path).name + (f" in {item.runtime}" if several else "")
+        table.add_column(name, justify="right", overflow="fold")
     for label, cells in _rows(report):
         table.add_row(label, *cells)
     # A width of its own: the table must not depend on the terminal, nor wrap in a log.
@@ -31,8 +33,9 @@ def format_report(report: Report) -> str:
     Console(file=text, width=width, color_system=None, highlight=False).print(table)
     lines = [line.rstrip() for line in dedent(text.getvalue()).splitlines()]
     first = report.measurements[0]
+    runtimes = " and ".join(dict.fromkeys(item.runtime for item in report.measurements))
     conditions = (
-        f"{first.runtime}, threads {first.threads}, batch {first.batch}, "
+        f"{runtimes}, threads {first.threads}, batch {first.batch}, "
         f"{len(first.round_ms)} interleaved rounds, {first.machine}"
     )
     return "\n".join([*(line for line in lines if line), conditions, *report.verdicts])
@@ -57,7 +60,7 @@ def _rows(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _modelled(item: Measurement) -> str:
-    return "-" if item.energy is None else f"{item.energy:,}"
+    return "-" if item.energy is None else f"{item.energy:,.0f}"
 
 
 def _measured(item: Measurement) -> str:

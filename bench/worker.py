@@ -1,14 +1,17 @@
-"""The measuring process: one ONNX model, one session, commands and answers as lines of JSON.
+"""The measuring process: one ONNX model, one runtime, commands and answers as lines of JSON.
 
 `bench.measure` starts it as `python -m bench.worker` and speaks to it through standard input and
 output. A crash of the runtime kills this process and nothing else.
 
     {"command": "load", "path": ..., "threads": 1, "batch": 1, "seed": 0}
         -> {"load_ms": ..., "runtime": ...}
+        also, if wanted: "runtime": "openvino-cpu", "options": {...}, "profile": [prefix, optimized]
     {"command": "round", "runs": 100}
         -> {"median_ms": ..., "minimum_ms": ..., "cpu_ms": ...}      all per inference
     {"command": "memory"}
         -> {"peak_rss_bytes": ...}
+    {"command": "finish"}                                       after a load with "profile"
+        -> {"profile": ...}                                     path of the kernels' times
 
 Any failure is answered by {"error": ...}. The process ends with its standard input.
 """
@@ -20,15 +23,13 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-PROVIDER = "CPUExecutionProvider"
+from bench.runtimes import DEFAULT, OnnxRuntime, Profile, Runner, import_package, open_runner
 
 _INTEGERS = {
     "tensor(bool)": np.bool_,
@@ -69,7 +70,7 @@ def input_shape(name: str, dims: list[Any], batch: int) -> list[int]:
     return [batch, *(dim if isinstance(dim, int) else 1 for dim in dims[1:])]
 
 
-def make_inputs(inputs: list[Any], batch: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+def make_inputs(inputs: Sequence[Any], batch: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     """Inputs by name: standard normal for floats, zeros for integers (valid as an index).
 
     Args:
@@ -93,24 +94,6 @@ def make_inputs(inputs: list[Any], batch: int, seed: int) -> dict[str, np.ndarra
     return feed
 
 
-def open_session(path: str, threads: int) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with spinning off.
-
-    Args:
-        path: The ONNX file.
-        threads: Threads inside an operator; operators run one after another.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that spin while idle would slow the models measured beside this one.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
-
-
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, bytes (VmHWM where the kernel tells it)."""
     status = Path("/proc/self/status")
@@ -128,7 +111,7 @@ class Worker:
     """Answers the commands of one measuring process."""
 
     def __init__(self) -> None:
-        self.session: Any = None
+        self.runner: Runner | None = None
         self.feed: dict[str, np.ndarray[Any, Any]] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +121,7 @@ class Worker:
             request: The command and its arguments, see the module.
 
         Raises:
-            ValueError: Unknown command or inputs that cannot be made.
+            ValueError: Unknown command, inputs that cannot be made, or nothing is loaded.
         """
         command = request["command"]
         if command == "load":
@@ -147,24 +130,37 @@ class Worker:
             return self._round(int(request["runs"]))
         if command == "memory":
             return {"peak_rss_bytes": peak_rss_bytes()}
+        if command == "finish":
+            return self._finish()
         raise ValueError(f"unknown command {command!r}")
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        import onnxruntime
-
+        runtime, options = request.get("runtime", DEFAULT), request.get("options", {})
+        path, threads, profile = request["path"], request["threads"], request.get("profile")
+        import_package(runtime)  # its time is none of the model's
         begin = time.perf_counter_ns()
-        self.session = open_session(request["path"], request["threads"])
+        if profile is None:
+            self.runner = open_runner(runtime, path, threads, options)
+        else:
+            self.runner = OnnxRuntime(path, threads, options, Profile(*profile))
         load_ms = (time.perf_counter_ns() - begin) / 1e6
-        self.feed = make_inputs(self.session.get_inputs(), request["batch"], request["seed"])
-        runtime = f"onnxruntime {onnxruntime.__version__} {self.session.get_providers()[0]}"
-        return {"load_ms": load_ms, "runtime": runtime}
+        self.feed = make_inputs(self.runner.inputs, request["batch"], request["seed"])
+        return {"load_ms": load_ms, "runtime": self.runner.name}
+
+    def _finish(self) -> dict[str, Any]:
+        if not isinstance(self.runner, OnnxRuntime):
+            raise ValueError("'finish' without a profile")  # noqa: TRY004 (of the protocol)
+        return {"profile": self.runner.finish()}
 
     def _round(self, runs: int) -> dict[str, Any]:
+        if self.runner is None:
+            raise ValueError("'round' before 'load'")
+        run, feed = self.runner.run, self.feed
         walls = []
         cpu_begin = time.process_time()
         for _ in range(runs):
             begin = time.perf_counter_ns()
-            self.session.run(None, self.feed)
+            run(feed)
             walls.append(time.perf_counter_ns() - begin)
         cpu = time.process_time() - cpu_begin
         return {

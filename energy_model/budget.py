@@ -127,7 +127,8 @@ class Limit:
             name = "no hardware profile" if hardware is None else f"profile {hardware.name!r}"
             raise BudgetError(
                 f"{self} is in joules, but {name} gives the joules of one MAC",
-                remedy='Set joules_per_mac in a profile of your own, or write "25%" or "20 GMAC".',
+                remedy='Use hardware="horowitz", set joules_per_mac in a profile of your own, or '
+                'write "25%" or "20 GMAC".',
             )
         # As the digits in the profile say: the nearest binary fraction could floor one too low.
         return Fraction(str(hardware.joules_per_mac))

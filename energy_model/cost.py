@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from energy_model.energy import Energy
 from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware
+from energy_model.unit_prices import plain
+from energy_model.widths import WORDS, Widths
 
 _SUMMED = ("macs", "weights", "nonzeros", "floor", "dense")
 
@@ -24,11 +26,16 @@ class Cost:
         weights: Elements of the weight, without bias.
         nonzeros: Nonzero elements of the weight.
         bits: Stored bits per weight; in a total of unlike rows the mean over nonzero weights.
-        energy: Energy by kind, in multiples of one MAC's energy.
+        energy: Energy by kind, in the hardware's unit; multiples of 1/256.
         floor: Relaxed energy with all weights zero, in the same unit: that of the activations.
-        dense: Relaxed energy with every weight nonzero, in the same unit.
+        dense: Relaxed energy with every weight nonzero and every operand a whole word, in the same
+            unit: what the layer costs before anything is removed or narrowed.
         shape: Geometry in words.
         note: What a reader must know: a fallback, an opaque layer, several uses.
+        charged: Bits per weight that energy charges, no more than a word; in a total as `bits`.
+            None in tables of before widths were known: the lesser of `bits` and a word.
+        widths: Bits of the operands of all uses of the layer, as energy was told; `None` is a word.
+            A total has none.
     """
 
     name: str
@@ -37,10 +44,12 @@ class Cost:
     nonzeros: int
     bits: int | float
     energy: Energy
-    floor: int
-    dense: int
+    floor: int | float
+    dense: int | float
     shape: str = ""
     note: str = ""
+    charged: int | float | None = None
+    widths: Widths = WORDS
 
     @classmethod
     def total(cls, rows: Iterable[Cost], name: str = "total") -> Cost:
@@ -51,24 +60,33 @@ class Cost:
             name: Name of the sum.
         """
         parts = tuple(rows)
-        sums = {field: sum(getattr(row, field) for row in parts) for field in _SUMMED}
+        sums = {field: plain(sum(getattr(row, field) for row in parts)) for field in _SUMMED}
         energy = sum((row.energy for row in parts), Energy.zero())
-        return cls(name=name, bits=_mean_bits(parts), energy=energy, **sums)
+        charged = [row.charged for row in parts if row.charged is not None]
+        return cls(
+            name=name,
+            bits=_mean([row.bits for row in parts], parts),
+            energy=energy,
+            charged=_mean(charged, parts) if charged and len(charged) == len(parts) else None,
+            **sums,  # type: ignore[arg-type]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name, as `from_dict` reads them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "energy": self.energy.to_dict()}
+        return {**values, "energy": self.energy.to_dict(), "widths": self.widths.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cost:
-        """Reads what `to_dict` wrote.
+        """Reads what `to_dict` wrote, also before there were `charged` and `widths`.
 
         Raises:
             ArgumentError: A field is missing or unknown.
         """
         try:
-            return cls(**{**values, "energy": Energy.from_dict(values["energy"])})
+            energy = Energy.from_dict(values["energy"])
+            widths = Widths.from_dict(values.get("widths", {}))
+            return cls(**{**values, "energy": energy, "widths": widths})
         except (KeyError, TypeError) as error:
             raise ArgumentError(
                 f"not a cost ({error})", remedy="Give what to_dict wrote."
@@ -131,7 +149,7 @@ class CostTable:
         """Plain values: `hardware`, `rows`, `total` and the energies' `unit`."""
         return {
             "hardware": self.hardware.to_dict(),
-            "unit": "multiples of one MAC's energy",
+            "unit": self.hardware.unit,
             "rows": [row.to_dict() for row in self.rows],
             "total": self.total.to_dict(),
         }
@@ -152,11 +170,12 @@ class CostTable:
         return cls(rows, Hardware.from_dict(values["hardware"]))
 
 
-def _mean_bits(rows: tuple[Cost, ...]) -> int | float:
-    distinct = {row.bits for row in rows}
-    if len(distinct) <= 1:
-        return distinct.pop() if distinct else 0
+def _mean(bits: Sequence[int | float], rows: Sequence[Cost]) -> int | float:
+    """The mean over nonzero weights of what each row has for every weight."""
+    if len(set(bits)) <= 1:
+        return bits[0] if bits else 0
     # Zeros have no width of their own; where nothing is left, every weight counts.
     kept = "nonzeros" if any(row.nonzeros for row in rows) else "weights"
-    count = sum(getattr(row, kept) for row in rows)
-    return sum(row.bits * getattr(row, kept) for row in rows) / count if count else 0
+    counts = [getattr(row, kept) for row in rows]
+    total = sum(each * count for each, count in zip(bits, counts, strict=True))
+    return total / sum(counts) if any(counts) else 0

@@ -9,7 +9,10 @@ depends on the input's support through the activations alone.
 
 Symbols: P output positions, d output channels, g groups, tP = ceil(P/m), tD = ceil((d/g)/n),
 nW, nX nonzero weights and inputs, U_X nonzeros of the unfolded input, R words fetched again,
-k_W, k_X words that the weight and input caches hold.
+k_W, k_X weights and inputs that their caches hold.
+
+The paper's words all have one width. Narrower operands cost less, and the caches hold more of them:
+see `energy_model.unit_prices`. Energies are then multiples of 1/256, and floats where not whole.
 """
 
 from __future__ import annotations
@@ -26,11 +29,17 @@ from energy_model.hardware import Hardware
 from energy_model.refetch import refetch
 from energy_model.shapes import LayerShape
 from energy_model.support import input_support, unfolded_nonzeros, window_hits
+from energy_model.unit_prices import UnitPrices, in_units, plain, unit_prices
+from energy_model.widths import WORDS, Widths
+
+_KINDS = ("weights", "compute", "compute_relaxed", "activations", "positions")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Energy:
-    """Energies in multiples of one MAC's energy; they add, and multiply by a number of uses.
+    """Energies in the hardware's unit; they add, and multiply by a number of uses.
+
+    Integers where they are whole, otherwise multiples of 1/256, which floats hold exactly.
 
     Attributes:
         weights: Moving the nonzero weights (E_W).
@@ -41,22 +50,26 @@ class Energy:
         fallback: Whether somewhere a strip of rows did not fit into the input cache.
     """
 
-    weights: int
-    compute: int
-    compute_relaxed: int
-    activations: int
-    positions: int = 0
+    weights: int | float
+    compute: int | float
+    compute_relaxed: int | float
+    activations: int | float
+    positions: int | float = 0
     fallback: bool = False
 
-    @property
-    def exact(self) -> int:
-        """Total with the multiplications that really happen."""
-        return self.weights + self.compute + self.activations + self.positions
+    def __post_init__(self) -> None:
+        for name in _KINDS:
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     @property
-    def relaxed(self) -> int:
+    def exact(self) -> int | float:
+        """Total with the multiplications that really happen."""
+        return plain(self.weights + self.compute + self.activations + self.positions)
+
+    @property
+    def relaxed(self) -> int | float:
         """Total with the upper bound of the multiplications; never below `exact`."""
-        return self.weights + self.compute_relaxed + self.activations + self.positions
+        return plain(self.weights + self.compute_relaxed + self.activations + self.positions)
 
     @classmethod
     def zero(cls) -> Energy:
@@ -85,7 +98,7 @@ class Energy:
 
     __rmul__ = __mul__
 
-    def to_dict(self) -> dict[str, int | bool]:
+    def to_dict(self) -> dict[str, int | float | bool]:
         """The fields, and the totals `exact` and `relaxed`."""
         return {**dataclasses.asdict(self), "exact": self.exact, "relaxed": self.relaxed}
 
@@ -110,6 +123,8 @@ def layer_energy(
     hardware: Hardware,
     weight_counts: NDArray[np.integer[Any]] | None = None,
     inputs: NDArray[np.bool_] | None = None,
+    *,
+    widths: Widths = WORDS,
 ) -> Energy:
     """Energy of one use of one layer, for one sample.
 
@@ -121,26 +136,32 @@ def layer_energy(
             `(*kernel)`: per kernel offset over all channels, enough when `inputs` is None.
         inputs: Support of the input, `(in_channels, *input_size)`; None is all ones. A fully
             connected layer ignores it when counting multiplications, as the papers do.
+        widths: Bits of the operands; by default all are words.
 
     Raises:
         ArgumentError: Counts or inputs do not fit the layer.
     """
     counts = None if weight_counts is None else _checked_counts(shape, weight_counts, inputs)
     nonzeros = shape.weights if counts is None else int(counts.sum())
-    activations, fallback = activation_energy(shape, hardware, inputs)
+    activations, fallback = activation_energy(shape, hardware, inputs, widths=widths)
+    prices = unit_prices(hardware, widths)
     return Energy(
-        weights=_weight_energy(shape, hardware, nonzeros),
-        compute=hardware.mac_energy * _multiplications(shape, counts, inputs),
-        compute_relaxed=hardware.mac_energy * shape.positions * nonzeros,
+        weights=in_units(_weight_energy(shape, hardware, prices, nonzeros)),
+        compute=in_units(prices.mac * _multiplications(shape, counts, inputs)),
+        compute_relaxed=in_units(prices.mac * shape.positions * nonzeros),
         activations=activations,
-        positions=_position_energy(shape, hardware, nonzeros),
+        positions=_position_energy(shape, hardware, prices, nonzeros),
         fallback=fallback,
     )
 
 
 def activation_energy(
-    shape: LayerShape, hardware: Hardware, inputs: NDArray[np.bool_] | None = None
-) -> tuple[int, bool]:
+    shape: LayerShape,
+    hardware: Hardware,
+    inputs: NDArray[np.bool_] | None = None,
+    *,
+    widths: Widths = WORDS,
+) -> tuple[int | float, bool]:
     """Energy of fetching a layer's inputs and writing its outputs (E_X).
 
         convolution:     DRAM (nX + R + P d) + cache U_X tD + RF U_X d/g
@@ -151,6 +172,9 @@ def activation_energy(
             inserted zeros are never fetched.
         hardware: The accelerator.
         inputs: Support of the input, `(in_channels, *input_size)`; None is all ones.
+        widths: Bits of the operands. Narrower inputs pack differently into strips of rows, and may
+            make R larger: energy falls with the widths of weights and outputs, but for inputs that
+            is true only where R is 0.
 
     Returns:
         The energy, and whether a strip did not fit so that R is the fallback (see `refetch`).
@@ -160,22 +184,26 @@ def activation_energy(
     """
     nonzeros = shape.inputs if inputs is None else int(input_support(shape, inputs).sum())
     tiles = -(-shape.out_per_group // hardware.array_columns)
+    prices = unit_prices(hardware, widths)
+    price = prices.inputs
     if shape.is_fully_connected:
-        beyond = max(0, nonzeros - hardware.input_cache_words)
+        beyond = max(0, nonzeros - price.capacity)
         fetched, fallback = nonzeros - beyond + tiles * beyond, False
         unfolded = nonzeros
     else:
-        again = refetch(shape, hardware.input_cache_words, inputs)
+        again = refetch(shape, price.capacity, inputs)
         fetched, fallback = nonzeros + again.words, again.fallback
         unfolded = unfolded_nonzeros(shape, inputs)
-    written = shape.positions * shape.out_channels
-    energy = hardware.dram_energy * (fetched + written)
-    energy += hardware.cache_energy * unfolded * tiles
-    energy += hardware.rf_energy * unfolded * shape.out_per_group
-    return energy, fallback
+    energy = price.dram * fetched
+    energy += prices.output * shape.positions * shape.out_channels
+    energy += price.cache * unfolded * tiles
+    energy += price.rf * unfolded * shape.out_per_group
+    return in_units(energy), fallback
 
 
-def nonzero_energy(shape: LayerShape, hardware: Hardware, nonzeros: int) -> int:
+def nonzero_energy(
+    shape: LayerShape, hardware: Hardware, nonzeros: int, *, widths: Widths = WORDS
+) -> int | float:
     """Relaxed energy of a number of nonzero weights, without the layer's activations.
 
     Convex and piecewise linear: one slope up to the weight cache's capacity, a steeper one beyond.
@@ -184,6 +212,7 @@ def nonzero_energy(shape: LayerShape, hardware: Hardware, nonzeros: int) -> int:
         shape: The layer.
         hardware: The accelerator.
         nonzeros: Nonzero weights, 0 to `shape.weights`.
+        widths: Bits of the operands.
 
     Raises:
         ArgumentError: `nonzeros` is out of range.
@@ -194,9 +223,10 @@ def nonzero_energy(shape: LayerShape, hardware: Hardware, nonzeros: int) -> int:
             where=str(shape),
             remedy="Count the nonzeros of this layer's weight alone.",
         )
-    compute = hardware.mac_energy * shape.positions * nonzeros
-    moved = _weight_energy(shape, hardware, nonzeros)
-    return moved + compute + _position_energy(shape, hardware, nonzeros)
+    prices = unit_prices(hardware, widths)
+    compute = prices.mac * shape.positions * nonzeros
+    moved = in_units(_weight_energy(shape, hardware, prices, nonzeros) + compute)
+    return moved + _position_energy(shape, hardware, prices, nonzeros)
 
 
 def position_tiles(shape: LayerShape, hardware: Hardware) -> int:
@@ -216,18 +246,20 @@ def position_prices(shape: LayerShape, hardware: Hardware) -> tuple[int, int]:
     return -(-first // word), -(-beyond // word)
 
 
-def _weight_energy(shape: LayerShape, hardware: Hardware, nonzeros: int) -> int:
-    """E_W; with P = 1 it is the rule of fully connected layers, (DRAM + cache + RF) nW."""
-    tiles = position_tiles(shape, hardware)
-    beyond = max(0, nonzeros - hardware.weight_cache_words)
-    energy = hardware.dram_energy * (nonzeros - beyond + tiles * beyond)
-    energy += hardware.cache_energy * tiles * nonzeros
-    return energy + hardware.rf_energy * shape.positions * nonzeros
+def _weight_energy(shape: LayerShape, hardware: Hardware, prices: UnitPrices, nonzeros: int) -> int:
+    """E_W in 1/256; with P = 1 it is the rule of fully connected layers, (DRAM + cache + RF) nW."""
+    tiles, price = position_tiles(shape, hardware), prices.weights
+    beyond = max(0, nonzeros - price.capacity)
+    energy = price.dram * (nonzeros - beyond + tiles * beyond)
+    energy += price.cache * tiles * nonzeros
+    return energy + price.rf * shape.positions * nonzeros
 
 
-def _position_energy(shape: LayerShape, hardware: Hardware, nonzeros: int) -> int:
+def _position_energy(
+    shape: LayerShape, hardware: Hardware, prices: UnitPrices, nonzeros: int
+) -> int:
     first, further = position_prices(shape, hardware)
-    beyond = max(0, nonzeros - hardware.weight_cache_words)
+    beyond = max(0, nonzeros - prices.weights.capacity)
     return first * (nonzeros - beyond) + further * beyond
 
 

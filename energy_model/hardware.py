@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from energy_model.errors import HardwareError
+from energy_model.units import format_joules
 
 _PROFILES = Path(__file__).parent / "profiles"
 _TEXT_FIELDS = ("name", "source")
@@ -20,9 +21,11 @@ _MAY_BE_ZERO = ("index_bits",)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hardware:
-    """An output-stationary array with two on-chip caches; energies in multiples of one MAC's.
+    """An output-stationary array with two on-chip caches, and what its accesses and MACs cost.
 
-    The defaults are those of the profile `eyeriss`, so a profile only states what differs.
+    The defaults are those of the profile `eyeriss`, so a profile only states what differs. There,
+    energies are multiples of one MAC's. A profile that knows joules may count in any unit, such as
+    10 fJ, so fine that all fields are integers: `joules_per_mac` is the size of that unit.
 
     Attributes:
         name: How tables and certificates call it.
@@ -37,7 +40,8 @@ class Hardware:
         rf_energy: One operand word from the register file.
         index_bits: Bits stored for the position of one nonzero weight; 0 in the papers' model.
         channel_multiple: Channel counts the array prefers are multiples of this.
-        joules_per_mac: Joules of one energy unit; None where it is not known.
+        joules_per_mac: Joules of one unit of all energies here, which need not be that of a MAC;
+            None where it is not known.
         source: Where the constants come from.
 
     Raises:
@@ -76,6 +80,21 @@ class Hardware:
                     where=f"hardware {self.name!r}",
                     remedy=f"Give at least {-(-self.word_bits // 8)} bytes.",
                 )
+
+    @property
+    def unit(self) -> str:
+        """The unit of energies, in words."""
+        if self.joules_per_mac is None:
+            return "multiples of one MAC's energy"
+        return f"multiples of {format_joules(self.joules_per_mac)}"
+
+    def joules(self, energy: float) -> float | None:
+        """An energy in joules; None where the profile does not know them.
+
+        Args:
+            energy: In the unit of the profile.
+        """
+        return None if self.joules_per_mac is None else energy * self.joules_per_mac
 
     @property
     def input_cache_words(self) -> int:

@@ -5,7 +5,8 @@ energy model):
 
     a = DRAM + u (cache tD + RF d/g)
 
-where u counts the windows that read the input, tD = ceil((d/g) / n). Rows that are fetched again
+where u counts the windows that read the input, tD = ceil((d/g) / n), and the prices are those of
+the input's width. Rows that are fetched again
 where a strip ends are left out: what they add depends on all inputs together, and is not even
 monotone in them. After a mask has changed, the energy is therefore always computed anew.
 """
@@ -20,22 +21,32 @@ from numpy.typing import NDArray
 from energy_model.hardware import Hardware
 from energy_model.shapes import LayerShape
 from energy_model.support import taps
+from energy_model.unit_prices import PARTS, unit_prices
+from energy_model.widths import WORDS, Widths
 
 
-def input_prices(shape: LayerShape, hardware: Hardware) -> NDArray[np.int64]:
-    """Energy of each input of one use of a layer, in multiples of one MAC's energy.
+def input_prices(
+    shape: LayerShape, hardware: Hardware, *, widths: Widths = WORDS
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Energy of each input of one use of a layer, in the hardware's unit.
 
     Args:
         shape: The layer.
         hardware: The accelerator.
+        widths: Bits of the operands.
 
     Returns:
-        int64 array `(in_channels, *input_size)`.
+        Array `(in_channels, *input_size)`: int64 if all prices are whole, otherwise float64 with
+        multiples of 1/256.
     """
     tiles = -(-shape.out_per_group // hardware.array_columns)
-    each = hardware.cache_energy * tiles + hardware.rf_energy * shape.out_per_group
-    per_position = hardware.dram_energy + each * window_counts(shape)
-    return np.broadcast_to(per_position, (shape.in_channels, *shape.input_size)).copy()
+    price = unit_prices(hardware, widths).inputs
+    each = price.cache * tiles + price.rf * shape.out_per_group
+    parts = price.dram + each * window_counts(shape)
+    size = (shape.in_channels, *shape.input_size)
+    if (parts % PARTS).any():
+        return np.broadcast_to(parts / PARTS, size).copy()
+    return np.broadcast_to(parts // PARTS, size).copy()
 
 
 def window_counts(shape: LayerShape) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ def refetch(
 
     Args:
         shape: The layer; strips run along its first spatial dimension.
-        capacity_words: Nonzero words that the input cache holds.
+        capacity_words: Nonzero inputs that the input cache holds.
         inputs: Support of the input, `(c, *input_size)`; all ones when absent.
 
     Raises:

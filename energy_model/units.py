@@ -45,6 +45,8 @@ JOULES: Units = {
     "nJ": Fraction(1, 10**9),
     "pJ": Fraction(1, 10**12),
 }
+# Those that energies are printed in, from the smallest.
+_JOULES = {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0}
 COUNTS: Units = counting_units("")
 MACS: Units = counting_units("MAC")
 
@@ -165,6 +167,14 @@ def format_seconds(value: float) -> str:
     """Seconds for people, to four digits: `"3.2 ms"`."""
     unit = "s" if value >= 1 else "ms" if value >= 1e-3 else "us"
     return f"{value / SECONDS[unit]:.4g} {unit}"
+
+
+def format_joules(value: float) -> str:
+    """Joules for people, to four digits: `"2.34 mJ"`."""
+    scaled = ((f"{value / scale:.4g}", unit) for unit, scale in _JOULES.items())
+    # Compared after rounding, as in `_scaled`.
+    fitting = (f"{text} {unit}" for text, unit in scaled if abs(float(text)) < 1000)
+    return next(fitting, f"{value:.4g} J")
 
 
 def _scaled(value: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from energy_model.errors import ArgumentError
 
@@ -35,3 +37,21 @@ class Widths:
                     where="Widths",
                     remedy="Give a positive integer, or None for the hardware's word.",
                 )
+
+    def to_dict(self) -> dict[str, int | None]:
+        """The fields, as `from_dict` reads them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Widths:
+        """Reads what `to_dict` wrote; a width that is absent is a word.
+
+        Raises:
+            TypeError: A field is unknown.
+            ArgumentError: As the class.
+        """
+        return cls(**values)
+
+
+WORDS = Widths()
+"""Every operand is a whole word."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -16,15 +16,22 @@ from energy_model.errors import ExportError
 from energy_model.hardware import Hardware
 from export.fold_slices import fold_slices
 from export.initializers import locate
+from export.markers import bypassed, marked
 from export.onnx_file import at_batch, float_model
 from export.parity import Parity, check_parity
 from export.recount import Recount, recount_costs, sha256
 from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph
+from passes.inputs import Call
 from passes.rewrite.freeze import freeze
+from passes.rewrite.quantizer_calls import quantizers
 from passes.storage.atomic import storage_errors, write_file
 
 _ZSTD_LEVEL = 10
+_FLOAT_NOTE = (
+    "activations stay float: the {} quantizers of the model are left out, and the file computes "
+    "the model without them; form 'qdq' keeps them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,10 @@ class Written:
         bytes_zstd: Its size after zstandard, level 10.
         parity: Agreement with torch.
         recount: What was counted from it.
+        notes: What a user of the file should know.
+        census: How many operators of each type ONNX Runtime runs; empty if they were not counted.
+        modes: Largest absolute error against torch by numeric mode of the runtime; empty where
+            there is one mode alone.
     """
 
     path: Path
@@ -46,13 +57,27 @@ class Written:
     bytes_zstd: int
     parity: Parity
     recount: Recount
+    notes: tuple[str, ...] = ()
+    census: Mapping[str, int] = field(default_factory=dict)
+    modes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found when a draft of a file was run; see `Written`."""
+
+    parity: Parity
+    notes: tuple[str, ...] = ()
+    census: Mapping[str, int] = field(default_factory=dict)
+    modes: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_dense(graph: ModelGraph, hardware: Hardware, path: Path | str) -> Written:
     """Export a finished model as dense ONNX, check it, and only then put it in its place.
 
     The file is checked by `onnx.checker`, run in ONNX Runtime against torch at another batch size
-    than it was traced with, and its nonzeros are counted again.
+    than it was traced with, and its nonzeros are counted again. Weights on a grid are written as
+    the floats that they are; quantizers of activations are left out, and a note says so.
 
     Args:
         graph: A graph whose methods are finalized.
@@ -90,21 +115,67 @@ def write_form(
     """
     path = Path(path)
     frozen = freeze(graph)
-    model = fold_slices(float_model(frozen.module, graph.call))
+    left_out = len(quantizers(frozen.module))
+    model = fold_slices(float_model(marked(bypassed(frozen.module))[0], graph.call))
     if rewrite is not None:
         rewrite(model)
-    _check_model(model, path)
+    notes = (_FLOAT_NOTE.format(left_out),) if left_out else ()
+
+    def check(draft: Path, call: Call) -> Checked:
+        module = bypassed(graph.runnable)
+        return Checked(check_parity(draft, module, call, where=path), notes)
+
+    return deliver(graph, hardware, path, form, model, frozen.weights, check)
+
+
+def deliver(
+    graph: ModelGraph,
+    hardware: Hardware,
+    path: Path,
+    form: str,
+    model: onnx.ModelProto,
+    weights: Mapping[str, Tensor],
+    check: Callable[[Path, Call], Checked],
+) -> Written:
+    """Check a finished file, count it, and only then put it in its place.
+
+    Args:
+        graph: The graph that it was written from.
+        hardware: For the recount of energy.
+        path: Where the file goes.
+        form: Name of the form.
+        model: What is to be written.
+        weights: Frozen weights by site.
+        check: Runs a draft of the file on inputs of another batch size than the traced one; raises
+            if it is not the model.
+
+    Raises:
+        ExportError: A runtime or checker refuses the file.
+        ParityError: As `check` finds.
+        StorageError: The file cannot be written.
+    """
+    check_model(model, path)
     batch = max(3, (graph.call.batch_size or 1) + 1)
     with storage_errors(path), tempfile.TemporaryDirectory(prefix="transform-export-") as folder:
         draft = Path(folder) / "model.onnx"
         onnx.save_model(model, str(draft))
-        parity = check_parity(draft, graph.runnable, at_batch(graph.call, batch), where=path)
+        checked = check(draft, at_batch(graph.call, batch))
         data = draft.read_bytes()
-    recount = _recount(graph, model, frozen.weights, hardware)
+    recount = _recount(graph, model, weights, hardware)
     write_file(path, data)
     compressed = len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
     counted = replace(recount, sha256=sha256(path), size=len(data), parameters=_parameters(model))
-    return Written(path, form, len(data), compressed, parity, counted)
+    return Written(
+        path,
+        form,
+        len(data),
+        compressed,
+        checked.parity,
+        counted,
+        checked.notes,
+        checked.census,
+        checked.modes,
+    )
 
 
 def _recount(
@@ -127,7 +198,12 @@ def _parameters(model: onnx.ModelProto) -> int:
     return total
 
 
-def _check_model(model: onnx.ModelProto, path: Path) -> None:
+def check_model(model: onnx.ModelProto, path: Path) -> None:
+    """Let `onnx.checker` look at everything.
+
+    Raises:
+        ExportError: It refuses the model.
+    """
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:

@@ -1,4 +1,8 @@
-"""Which initialisers of an ONNX file hold the weight of which site."""
+"""Which constants of an ONNX file are the weight of which site.
+
+A weight is an initialiser, or what a few operators make of initialisers: codes and scales, gaps and
+values. Either way it is the value that a product reads, less changes of layout.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
 from torch import Tensor
 
+from export.code_ranges import LAYOUTS
+from export.constant_operators import Array
+from export.constants import Constants
 from export.grouped_products import Grouped, grouped_weights
+from export.reads import PRODUCTS, Read, Reads
 from passes.graph import Site
 
-Array = NDArray[np.generic]
-_LAYOUTS = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+_DECODED = frozenset({"ScatterElements", "ScatterND", "Gather"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +28,42 @@ class Stored:
     """Where a site's weight lies in a file.
 
     Attributes:
-        name: Name of the initialiser.
+        name: Name of the value: of an initialiser, or of what is decoded from several.
         values: The weight's elements; those that the file leaves out are zero. In the parameter's
             own layout when the layout is known to be kept, otherwise in any order.
         same_layout: Whether the order of elements is that of the parameter.
         part: Index along the first axis when the initialiser stacks several weights (the two
             directions of a recurrent layer), otherwise `None`.
-        factors: For every convolution that reads it, the constant that multiplies that
-            convolution's input, `None` where there is none. An input mask is one of them.
+        reads: What every product that reads it reads beside it, and writes.
+        bits: Width of an element as the file stores it: 8 for INT8 codes, 4 for packed INT4 codes.
+            0 stands for that of the type of `values`.
+        needed: Width of the narrowest symmetric grid that holds all its codes; `bits` where it is
+            not stored as codes, for which 0 stands too.
+        form: How it is stored: `"dense"`, `"columns"`, or of `"codes"` and `"sparse"` what applies.
     """
 
     name: str
     values: Array
     same_layout: bool
     part: int | None = None
-    factors: tuple[Array | None, ...] = ()
+    reads: tuple[Read, ...] = ()
+    bits: int = 0
+    needed: int = 0
+    form: str = "dense"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", self.bits or self.values.dtype.itemsize * 8)
+        object.__setattr__(self, "needed", self.needed or self.bits)
+
+    @property
+    def coded(self) -> bool:
+        """Whether it is stored as codes of a grid."""
+        return "codes" in self.form
 
 
 def _digest(array: Array) -> tuple[int, int, int]:
-    """A fingerprint of the elements that does not depend on their order."""
-    words = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
+    """A fingerprint of the elements that does not depend on their order, nor on signs of zeros."""
+    words = (np.ascontiguousarray(array) + 0).reshape(-1).view(f"u{array.dtype.itemsize}")
     wide = words.astype(np.uint64)
     mixed = (wide ^ (wide >> np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15)
     return array.size, int(wide.sum(dtype=np.uint64)), int((mixed * mixed).sum(dtype=np.uint64))
@@ -60,7 +79,7 @@ def locate(
     """Find the weight of every site in a file, by name or else by its elements.
 
     The exporter keeps most names; where it transposes a weight or reorders the gates of a recurrent
-    layer it makes a new initialiser, which is recognised by what it holds.
+    layer it makes a new constant, which is recognised by what it holds.
 
     Args:
         model: The exported model.
@@ -71,21 +90,16 @@ def locate(
         One entry per site that was found.
     """
     sites = tuple(sites)
-    sizes = {weight.numel() for weight in weights.values()} | {site.size for site in sites}
-    multiplied, grouped = _multiplied(model), grouped_weights(model)
-    arrays = {
-        item.name: numpy_helper.to_array(item)
-        for item in model.graph.initializer
-        if item.name in multiplied
-        and item.name not in grouped
-        and (int(np.prod(item.dims)) in sizes or (len(item.dims) == 3 and item.dims[0] == 2))
-    }
+    constants, grouped = Constants(model), grouped_weights(model)
+    arrays = _candidates(model, constants, grouped, sites, weights)
     found: dict[str, Stored] = {}
     for site in sites:
-        name = next((n for n in _path_names(site) if n in arrays), None)
         weight = weights.get(site.name)
-        if name is not None and weight is not None and arrays[name].shape == tuple(weight.shape):
-            found[site.name] = Stored(name, arrays[name], same_layout=True)
+        size = -1 if weight is None else weight.numel()
+        name = next((n for n in _path_names(site) if n in arrays and arrays[n].size == size), None)
+        if name is not None and weight is not None:
+            same = arrays[name].shape == tuple(weight.shape)
+            found[site.name] = Stored(name, arrays[name], same_layout=same)
     found |= _of_groups(sites, weights, found, grouped)
     missing = [site for site in sites if site.name in weights and site.name not in found]
     by_elements = _by_elements(arrays) if missing else {}
@@ -96,8 +110,53 @@ def locate(
             same = stored.values.shape == values.shape and bool((stored.values == values).all())
             found[site.name] = Stored(stored.name, stored.values, same, stored.part)
     found |= _of_computed(sites, found, arrays)
-    factors = _input_factors(model)
-    return {n: replace(s, factors=factors.get(s.name, ())) for n, s in found.items()}
+    reads = Reads(model, constants).by_weight()
+    return {
+        name: replace(_described(stored, constants), reads=reads.get(stored.name, ()))
+        for name, stored in found.items()
+    }
+
+
+def _candidates(
+    model: onnx.ModelProto,
+    constants: Constants,
+    grouped: Mapping[str, Grouped],
+    sites: tuple[Site, ...],
+    weights: Mapping[str, Tensor],
+) -> dict[str, Array]:
+    """Constants that a product reads and that have the size of a weight, initialisers first."""
+    sizes = {weight.numel() for weight in weights.values()} | {site.size for site in sites}
+    wanted = {name for site in sites for name in _path_names(site)}
+    multiplied = _multiplied(model)
+    computed = [name for node in reversed(model.graph.node) for name in node.output]
+    names = [name for name in (*constants.stored_names, *computed) if name in multiplied]
+    arrays: dict[str, Array] = {}
+    for name in names:
+        own = constants.is_stored(name) or name in wanted or _is_source(name, constants)
+        if name not in constants or name in grouped or not own:
+            continue
+        dims = constants.dims(name)
+        if int(np.prod(dims)) in sizes or (len(dims) == 3 and dims[0] == 2):
+            arrays[name] = constants[name].values
+    return arrays
+
+
+def _is_source(name: str, constants: Constants) -> bool:
+    """Whether a computed value is a weight itself, not one in another layout."""
+    node = constants.producers[name]
+    if node.op_type not in LAYOUTS:
+        return True
+    before = constants.producers.get(node.input[0])
+    return before is not None and before.op_type in _DECODED
+
+
+def _described(stored: Stored, constants: Constants) -> Stored:
+    """With what the file says about how its elements are stored."""
+    if stored.form == "columns":
+        return stored
+    constant = constants[stored.name]
+    form = " ".join(sorted(constant.form)) or "dense"
+    return replace(stored, bits=constant.bits, needed=constant.needed, form=form)
 
 
 def _of_groups(
@@ -115,66 +174,24 @@ def _of_groups(
         for name, item in grouped.items():
             whole = item.whole(weight.shape)
             if whole is not None and (name in names or np.array_equal(whole, weight)):
-                result[site.name] = Stored(name, whole, same_layout=True)
+                result[site.name] = Stored(name, whole, same_layout=True, form="columns")
                 break
     return result
 
 
 def masked_input(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     """Whether the input of a convolution is multiplied by a constant: it may be an input mask."""
-    factors = _input_factors(model).get(node.input[1], ())
-    return any(factor is not None for factor in factors)
+    return Reads(model, Constants(model)).factor(node) is not None
 
 
 def _multiplied(model: onnx.ModelProto) -> set[str]:
     """Names that a product or a convolution reads, also through a change of layout."""
     names: set[str] = set()
     for node in reversed(model.graph.node):
-        layout = node.op_type in _LAYOUTS and names & set(node.output)
-        if node.op_type in _PRODUCTS or layout:
+        layout = node.op_type in LAYOUTS and names & set(node.output)
+        if node.op_type in PRODUCTS or layout:
             names.update(node.input)
     return names
-
-
-def _input_factors(model: onnx.ModelProto) -> dict[str, tuple[Array | None, ...]]:
-    """`Stored.factors` of every initialiser that is the weight of a convolution."""
-    stored = {item.name: item for item in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
-    result: dict[str, tuple[Array | None, ...]] = {}
-    for node in model.graph.node:
-        if node.op_type not in _CONVOLUTIONS:
-            continue
-        weight = node.input[1]
-        while weight not in stored and weight in producers and producers[weight].input:
-            weight = producers[weight].input[0]
-        source = producers.get(node.input[0])
-        factor = None
-        if source is not None and source.op_type == "Mul":
-            factors = [_constant(name, stored, producers) for name in source.input]
-            known = [array for array in factors if array is not None]
-            factor = known[0] if len(known) == 1 else None
-        result[weight] = (*result.get(weight, ()), factor)
-    return result
-
-
-def _constant(
-    name: str, stored: Mapping[str, onnx.TensorProto], producers: Mapping[str, onnx.NodeProto]
-) -> Array | None:
-    """A stored value, seen through nodes that keep its elements; `None` for a computed one.
-
-    The exporter folds only small constants. Of a constant that is repeated over the batch
-    (`Expand`) the value for one sample is returned.
-    """
-    if name in stored:
-        return numpy_helper.to_array(stored[name])
-    node = producers.get(name)
-    if node is None or node.op_type not in ("Identity", "Cast", "Expand", "Reshape"):
-        return None
-    value = _constant(node.input[0], stored, producers)
-    if node.op_type != "Reshape" or value is None:
-        return value
-    shape = _constant(node.input[1], stored, producers)
-    return None if shape is None or 0 in shape else value.reshape(tuple(shape.tolist()))
 
 
 def _of_computed(

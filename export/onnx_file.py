@@ -20,15 +20,16 @@ from passes.inputs import Call
 OPSET = 21
 
 
-def float_model(module: nn.Module, call: Call) -> onnx.ModelProto:
+def float_model(module: nn.Module, call: Call, opset: int = OPSET) -> onnx.ModelProto:
     """Export a frozen module with `torch.onnx.export` (dynamo), the batch dynamic.
 
     Args:
         module: In evaluation mode.
         call: Example arguments, any batch size.
+        opset: Version of the ONNX operators.
 
     Returns:
-        The model at opset 21, without the exporter's metadata: stack traces and paths of the
+        The model at that opset, without the exporter's metadata: stack traces and paths of the
         machine that exported it would outweigh a small network.
 
     Raises:
@@ -44,7 +45,7 @@ def float_model(module: nn.Module, call: Call) -> onnx.ModelProto:
                 (*example.args, {}) if last_is_dict else example.args,
                 kwargs=dict(example.kwargs),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamic_shapes=_dynamic_shapes(example),
                 optimize=True,
                 verbose=False,

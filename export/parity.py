@@ -40,15 +40,35 @@ class Parity:
     batch: int | None
 
 
-def open_session(path: Path | str, where: Path | str | None = None) -> onnxruntime.InferenceSession:
-    """A session on the CPU whose idle threads do not spin; `where` names the file in an error.
+def open_session(
+    path: Path | str,
+    where: Path | str | None = None,
+    *,
+    entries: Mapping[str, str] | None = None,
+    optimized: Path | None = None,
+    optimize: bool = True,
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose idle threads do not spin.
+
+    Args:
+        path: The ONNX file.
+        where: The file to name in an error, if it is not `path`.
+        entries: Configuration entries of the session.
+        optimized: Where the runtime puts the graph that it really runs.
+        optimize: Whether it may rewrite the graph at all.
 
     Raises:
         ExportError: ONNX Runtime refuses the file.
     """
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
+        options.add_session_config_entry(key, value)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if not optimize:
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # an error is raised, and needs no line on the stream as well
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -59,7 +79,12 @@ def open_session(path: Path | str, where: Path | str | None = None) -> onnxrunti
         ) from error
 
 
-def _feed(session: onnxruntime.InferenceSession, call: Call) -> Mapping[str, Any]:
+def feed(session: onnxruntime.InferenceSession, call: Call) -> Mapping[str, Any]:
+    """The tensors of a call by the names that a session has for its inputs.
+
+    Raises:
+        ExportError: There are more or fewer of them.
+    """
     names = [item.name for item in session.get_inputs()]
     if call.kwargs and set(names) <= set(call.kwargs):
         values = [call.kwargs[name] for name in names]
@@ -91,14 +116,19 @@ def check_parity(
         ParityError: An output is further off than that, or has another shape.
     """
     session = open_session(path, where)
-    with evaluating(module):
-        expected = [t for t in pytree.tree_leaves(call.fresh()(module)) if isinstance(t, Tensor)]
+    expected = torch_outputs(module, call)
     if tolerance is None:
         kinds = {p.dtype for p in module.parameters()}
         tolerance = max([TOLERANCE, *(_TOLERANCES.get(kind, 0.0) for kind in kinds)])
-    actual = [np.asarray(array) for array in session.run(None, dict(_feed(session, call)))]
-    arrays = [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in expected]
-    return compare_outputs(arrays, actual, call, tolerance, str(where or path))
+    actual = [np.asarray(array) for array in session.run(None, dict(feed(session, call)))]
+    return compare_outputs(expected, actual, call, tolerance, str(where or path))
+
+
+def torch_outputs(module: nn.Module, call: Call) -> list[Any]:
+    """All output tensors of a module in evaluation mode, as arrays."""
+    with evaluating(module):
+        outputs = [t for t in pytree.tree_leaves(call.fresh()(module)) if isinstance(t, Tensor)]
+    return [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in outputs]
 
 
 def compare_outputs(

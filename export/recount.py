@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from energy_model.cost import Cost, CostTable
-from energy_model.energy import Energy
 from energy_model.errors import PostconditionError
 from energy_model.hardware import Hardware
 from energy_model.input_support import InputSupport
-from export.initializers import Array, Stored
+from energy_model.unit_prices import charged_bits
+from energy_model.widths import Widths
+from export.constant_operators import Array
+from export.initializers import Stored
 from passes.graph import ModelGraph, Site, Use
 
 
@@ -49,41 +52,83 @@ def recount_costs(
 ) -> CostTable:
     """Cost every site by the weights in the file.
 
-    Input masks count as the file has them, too.
+    Input masks count as the file has them, too. The widths that the graph's uses have are kept
+    where the file bears them out: codes that their grid holds, inputs that are dequantized, outputs
+    that are quantized and nothing else. Otherwise energy charges what the file has. A grid may be
+    stored in a wider type, such as three bits in INT4: `bits` is that of the grid.
 
     Args:
-        graph: The graph, for the geometry of its sites.
+        graph: The graph, for the geometry and the widths of its sites.
         before: Costs of the same sites counted from the model; kept where the file has no weight.
         stored: Where each weight lies.
         hardware: The accelerator.
 
     Raises:
-        PostconditionError: The file masks other inputs of a convolution than the model does.
+        PostconditionError: The file masks other inputs of a convolution than the model does, or a
+            weight has a code that its grid does not have.
     """
-    rows = [_row(site, before[site.name], stored.get(site.name), hardware) for site in graph.sites]
+    rows = [_row(graph, site, before[site.name], stored, hardware) for site in graph.sites]
     return CostTable(tuple(rows), hardware)
 
 
-def _row(site: Site, row: Cost, stored: Stored | None, hardware: Hardware) -> Cost:
-    if stored is None:
+def _row(
+    graph: ModelGraph, site: Site, row: Cost, found: Mapping[str, Stored], hardware: Hardware
+) -> Cost:
+    if site.name not in found:
         return row
-    masked = replace(site, uses=_masked_uses(site, stored))
+    stored = found[site.name]
+    encoding = graph.encodings.get(site.name)
+    bits = stored.bits if encoding is None else _grid_bits(encoding.bits, site, stored)
+    widths = _widths(site, stored)
+    uses = (replace(use, widths=widths) for use in _masked_uses(site, stored))
+    counted = replace(site, uses=tuple(uses))
+    row = replace(row, charged=charged_bits(widths.weights, hardware), widths=widths)
     if site.computed:
         # What it computes is not in the model; every weight counts.
-        energy = masked.energy(hardware, torch.empty(site.size, device="meta"))
+        energy = counted.energy(hardware, torch.empty(site.size, device="meta"))
         return replace(row, energy=energy, floor=energy.activations)
     nonzeros = int(np.count_nonzero(stored.values))
-    bits = stored.values.dtype.itemsize * 8
-    energy = _energy(masked, row, stored, hardware)
+    energy = counted.energy(hardware, _counted_weight(graph, site, stored))
     return replace(row, nonzeros=nonzeros, bits=bits, energy=energy, floor=energy.activations)
 
 
-def _energy(site: Site, row: Cost, stored: Stored, hardware: Hardware) -> Energy:
-    linear = all(use.shape.is_linear for use in site.uses)
-    if not (linear or stored.same_layout):
-        return row.energy  # a convolution whose kernel was laid out anew: offsets are unknown
-    values = torch.from_numpy(np.ascontiguousarray(stored.values != 0))
-    return site.energy(hardware, values)
+def _grid_bits(claimed: int, site: Site, stored: Stored) -> int:
+    """Bits of a weight that the model has on a grid."""
+    if not stored.coded:
+        return stored.bits
+    if stored.needed > claimed:
+        raise PostconditionError(
+            f"a grid of {claimed} bits does not hold the codes in the file, which need "
+            f"{stored.needed}",
+            where=f"{site.name}, constant {stored.name}",
+            remedy="This is an error of the exporter; please report it with the model.",
+        )
+    return claimed
+
+
+def _widths(site: Site, stored: Stored) -> Widths:
+    """The widths of the site's operands as far as the file bears them out."""
+    claimed = site.widths
+    return Widths(
+        weights=claimed.weights if stored.coded else None,
+        inputs=_borne_out(claimed.inputs, [read.inputs for read in stored.reads]),
+        outputs=_borne_out(claimed.outputs, [read.outputs for read in stored.reads]),
+    )
+
+
+def _borne_out(claimed: int | None, found: Sequence[int | None]) -> int | None:
+    known = [bits for bits in found if bits is not None]
+    if claimed is None or not known or len(known) < len(found):
+        return None
+    return max(claimed, *known)
+
+
+def _counted_weight(graph: ModelGraph, site: Site, stored: Stored) -> Tensor:
+    """The nonzeros of a weight, in an order that suits its uses."""
+    if stored.same_layout or all(use.shape.is_linear for use in site.uses):
+        return torch.from_numpy(np.ascontiguousarray(stored.values != 0))
+    # A convolution whose kernel was laid out anew: offsets are unknown, the model's are a bound.
+    return graph.weight(site)
 
 
 def _masked_uses(site: Site, stored: Stored) -> tuple[Use, ...]:
@@ -94,7 +139,7 @@ def _masked_uses(site: Site, stored: Stored) -> tuple[Use, ...]:
 def _masked(use: Use, site: Site, stored: Stored) -> Use:
     sample = _sample(use)
     expected = {other.inputs for other in site.uses if _sample(other) == sample}
-    found = {_support(factor, sample) for factor in stored.factors}
+    found = {_support(read.factor, sample) for read in stored.reads}
     several = any(_sample(other) != sample for other in site.uses)
     if several:  # which of the uses an unmasked convolution of the file is cannot be told
         expected, found = expected - {None}, found - {None}

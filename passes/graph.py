@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.utils import parametrize
 
 from energy_model.energy import Energy, activation_energy, layer_energy
 from energy_model.hardware import Hardware
 from energy_model.input_support import InputSupport
 from energy_model.price import WeightPrice, weight_price
 from energy_model.shapes import LayerShape
+from energy_model.unit_prices import plain
+from energy_model.widths import WORDS, Widths
 from passes.inputs import Call
 from passes.quantize.encoding import Encoding
 
@@ -52,11 +56,13 @@ class Use:
         shape: Geometry at batch size 1.
         count: How often this happens in one inference.
         inputs: Inputs that a constant mask leaves; `None` is all of them.
+        widths: Bits of what is multiplied and written; by default all are words of the hardware.
     """
 
     shape: LayerShape
     count: int = 1
     inputs: InputSupport | None = None
+    widths: Widths = WORDS
 
     @property
     def support(self) -> NDArray[np.bool_] | None:
@@ -89,16 +95,27 @@ class Site:
     computed: bool = False
     opaque: bool = False
 
+    @property
+    def widths(self) -> Widths:
+        """Bits of the operands: of each the most that any use has; `None` is a word."""
+        return common_widths([use.widths for use in self.uses])
+
     def price(self, hardware: Hardware) -> WeightPrice:
-        """Marginal energy of the weight's nonzeros, summed over all uses."""
-        first, *rest = (weight_price(use.shape, hardware) * use.count for use in self.uses)
+        """Marginal energy of the weight's nonzeros, summed over all uses.
+
+        Raises:
+            ArgumentError: The uses give the weight different widths.
+        """
+        first, *rest = (
+            weight_price(use.shape, hardware, widths=use.widths) * use.count for use in self.uses
+        )
         for price in rest:
             first = first + price
         return first
 
-    def activation_energy(self, hardware: Hardware) -> int:
+    def activation_energy(self, hardware: Hardware) -> int | float:
         """Energy of the inputs and outputs of all uses, which no weight can change."""
-        return sum(_activations(u.shape, hardware, u.inputs) * u.count for u in self.uses)
+        return plain(sum(_activations(use, hardware) * use.count for use in self.uses))
 
     def macs(self) -> int:
         """Multiply-accumulates of all uses, every weight counted."""
@@ -116,14 +133,32 @@ class Site:
             support = use.support
             counted = offset_counts if support is None else channel_counts
             counts = counted(weight, use.shape)
-            total = total + layer_energy(use.shape, hardware, counts, support) * use.count
+            once = layer_energy(use.shape, hardware, counts, support, widths=use.widths)
+            total = total + once * use.count
         return total
 
 
 @lru_cache(maxsize=4096)
-def _activations(shape: LayerShape, hardware: Hardware, inputs: InputSupport | None) -> int:
-    support = None if inputs is None else inputs.array
-    return activation_energy(shape, hardware, support)[0]
+def _activations(use: Use, hardware: Hardware) -> int | float:
+    return activation_energy(use.shape, hardware, use.support, widths=use.widths)[0]
+
+
+def common_widths(widths: Sequence[Widths]) -> Widths:
+    """Of each operand the most bits that it has anywhere; `None`, a word, where it has that once.
+
+    Args:
+        widths: At least one.
+    """
+
+    def most(bits: Iterable[int | None]) -> int | None:
+        known = list(bits)
+        return None if None in known else max(b for b in known if b is not None)
+
+    return Widths(
+        most(each.weights for each in widths),
+        most(each.inputs for each in widths),
+        most(each.outputs for each in widths),
+    )
 
 
 def channel_counts(weight: Tensor, shape: LayerShape) -> NDArray[np.int64]:
@@ -213,6 +248,8 @@ class ModelGraph:
         rewritten: A pass put nodes into `graph_module`: the module alone no longer is the model.
         encodings: How finished weights are written, by site name; those that are not quantized
             have none.
+        kept: Of parameters and buffers that lost channels, by path and then by dimension, the
+            indices of the original that are left, ascending int64 `(n,)`; `shrink` records them.
     """
 
     module: nn.Module
@@ -224,6 +261,7 @@ class ModelGraph:
     rules: dict[str, LayerRule] = field(default_factory=dict)
     rewritten: bool = False
     encodings: dict[str, Encoding] = field(default_factory=dict)
+    kept: dict[str, dict[int, NDArray[np.int64]]] = field(default_factory=dict)
 
     @property
     def runnable(self) -> nn.Module:
@@ -243,9 +281,13 @@ class ModelGraph:
         return tuple(site for site in self.sites if not site.computed)
 
     def parameter(self, site: Site) -> Tensor:
-        """The parameter that holds the site's weight."""
+        """The parameter that holds the site's weight; that under a mask or quantizer, if any."""
         path, attribute = site.owners[0]
-        value: Tensor = getattr(self.module.get_submodule(path), attribute)
+        module = self.module.get_submodule(path)
+        if parametrize.is_parametrized(module, attribute):
+            chain = module.get_submodule(f"parametrizations.{attribute}")
+            return chain.get_parameter("original")
+        value: Tensor = getattr(module, attribute)
         return value
 
     def weight(self, site: Site) -> Tensor:

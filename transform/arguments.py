@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from energy_model.errors import ArgumentError, StorageError
+from passes.graph import Decision
 from passes.inputs import Call, as_batch, as_call
+from passes.reconstruct.config import Reconstruction
 from transform.storage import CHECKPOINTS, FILES
 from transform.training.config import TrainConfig
 from transform.training.steps import length_of
@@ -92,6 +94,47 @@ def why_not_trained(model: nn.Module, data: Any, loss: Any) -> str:
     if loss is None and (not isinstance(targets, Tensor) or targets.is_floating_point()):
         return "the targets are no classes, and no loss was given"
     return ""
+
+
+def reconstruction(
+    asked: Any, model: nn.Module, data: Iterable[Any] | None, *, trained: bool
+) -> tuple[Reconstruction | None, list[Decision]]:
+    """Read the argument `reconstruct`, and tell why layers are reconstructed or not.
+
+    Args:
+        asked: `None`, a boolean, a mapping, or a `Reconstruction`.
+        model: Tells which parts of a batch are inputs.
+        data: Batches, or `None`.
+        trained: The model will be trained.
+
+    Raises:
+        ArgumentError: It is asked for without data, or is none of these.
+    """
+    if asked is False or (asked is None and (data is None or trained)):
+        return None, []
+    if asked is None:
+        # An iterator could not be read again; its first batch was looked at before.
+        first = None if data is None or isinstance(data, Iterator) else next(iter(data), None)
+        if first is None or as_batch(model, first).targets is not None:
+            return None, []
+    elif data is None:
+        raise ArgumentError(
+            "reconstruction was asked for, and there is no data",
+            where="reconstruct",
+            remedy="Pass data=; labels are not needed.",
+        )
+    if isinstance(asked, Mapping):
+        asked = Reconstruction.from_dict(asked)
+    elif asked is None or asked is True:
+        asked = Reconstruction()
+    if not isinstance(asked, Reconstruction):
+        raise ArgumentError(
+            f"{type(asked).__name__} does not say how to reconstruct",
+            where="reconstruct",
+            remedy="Pass True, False, None or a Reconstruction.",
+        )
+    why = "asked for" if trained else "the data serves without labels; reconstruct=False for none"
+    return asked, [Decision("", "layers are reconstructed", why)]
 
 
 def require_seed(seed: Any) -> int:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from energy_model.cost import Cost, CostTable
+from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
-from energy_model.units import format_bytes, format_count, format_seconds
+from energy_model.units import format_bytes, format_count, format_joules, format_seconds
 from transform.limits import Value
 
 FORMAT = "transform-certificate"
@@ -154,7 +155,7 @@ class Certificate:
         for row in self.rows:
             sign = "holds" if row.holds else "FAILS"
             share = f" ({100 * row.reached / row.base:.2f} % of the original)" if row.base else ""
-            reached = format_value(row.limit, row.reached)
+            reached = format_value(row.limit, row.reached, row.unit)
             lines.append(
                 f"{row.asked}: {sign}, reached {reached}{share}, {row.kind}, "
                 f"counted from {self.source.name} {self.source.sha256[:12]}"
@@ -162,13 +163,19 @@ class Certificate:
         return "\n".join(lines)
 
 
-def format_value(key: str, value: float) -> str:
-    """A value of a limit, with its unit, for people."""
+def format_value(key: str, value: float, unit: str = "") -> str:
+    """A value of a limit, with its unit, for people.
+
+    Args:
+        key: Key of the limit.
+        value: The value.
+        unit: Of energies; MAC by default.
+    """
     if key == "latency":
         return format_seconds(value)
     if _UNITS.get(key) == "bytes":
         return format_bytes(int(value))
-    unit = _UNITS.get(key, "")
+    unit = unit if key == "energy" and unit else _UNITS.get(key, "")
     return f"{format_count(int(value))} {unit}".strip()
 
 
@@ -198,7 +205,7 @@ def certify(
             base=limit.base,
             maximum=limit.maximum,
             reached=values[limit.key].number,
-            unit=_UNITS.get(limit.key, "count"),
+            unit=_unit(limit.key, costs.hardware),
             kind=values[limit.key].kind,
             counted_from=_counted_from(limit.key, source),
             file=source.name,
@@ -209,6 +216,13 @@ def certify(
         for limit in limits
     )
     return Certificate(rows, source, costs, initializers or {})
+
+
+def _unit(key: str, hardware: Hardware) -> str:
+    """The unit of a limit; of energies that of the hardware profile."""
+    if key == "energy" and hardware.joules_per_mac is not None:
+        return f"x {format_joules(hardware.joules_per_mac)}"
+    return _UNITS.get(key, "count")
 
 
 def _counted_from(key: str, source: Source) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from energy_model.budget import Budget
 from energy_model.errors import UnsupportedBudget
 from passes.methods.base import MethodSpec
+from passes.methods.chain import Chain, chain_spec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method, methods
+
+Methods = str | MethodConfig | Sequence[str | MethodConfig]
+"""One method, by name or configuration, or several in the order in which they work."""
 
 # What removes channels where single weights would not help.
 STRUCTURED = "l2"
@@ -23,13 +28,25 @@ class Choice:
     why: str
 
 
-def choose_method(method: str | MethodConfig, budget: Budget) -> Choice:
+def choose_method(method: Methods, budget: Budget) -> Choice:
     """Find the method, and check that it serves every limit.
 
+    A list of several becomes one; a list of one is that one.
+
     Raises:
+        ArgumentError: An unknown method, or methods that do not go together.
         UnsupportedBudget: It does not; the limit and the methods that serve it are named.
     """
-    if method == "auto":
+    if isinstance(method, list | tuple) and len(method) == 1:
+        method = method[0]
+    spec: MethodSpec
+    config: MethodConfig
+    if isinstance(method, Chain):
+        method = method.stages
+    if isinstance(method, list | tuple):
+        spec, config = chain_spec(method)
+        why = "asked for"
+    elif method == "auto":
         keys = {limit.key for limit in budget.limits}
         name = "energy" if "energy" in keys or len(keys) > 1 else "magnitude"
         spec, config = find_method(name)
@@ -41,7 +58,7 @@ def choose_method(method: str | MethodConfig, budget: Budget) -> Choice:
         if not keys <= spec.serves:
             spec, config, why = _other_method(budget, keys)
     else:
-        spec, config = find_method(method)
+        spec, config = find_method(method)  # type: ignore[arg-type]
         why = "asked for"
     for limit in budget.limits:
         if limit.key not in spec.serves:

@@ -14,10 +14,10 @@ from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware, load_hardware
 from passes.graph import Decision
 from passes.inputs import as_batch
-from passes.methods.config import MethodConfig
+from passes.reconstruct.config import Reconstruction
 from passes.selectors import Selector
 from transform import arguments
-from transform.choice import Choice, choose_method
+from transform.choice import Choice, Methods, choose_method
 from transform.evaluate import Metric
 from transform.gradients import Gradients
 from transform.pipeline import Request, run
@@ -28,6 +28,7 @@ from transform.training.config import TrainConfig
 from transform.training.fit import Training, require_teacher
 from transform.training.losses import Loss
 from transform.training.randomness import seeded
+from transform.unlabelled import Unlabelled
 
 
 def compress(
@@ -37,8 +38,9 @@ def compress(
     *,
     valid: Iterable[Any] | None = None,
     example_inputs: Any = None,
-    method: str | MethodConfig = "auto",
+    method: Methods = "auto",
     layers: Mapping[Selector, Any] | None = None,
+    reconstruct: bool | Mapping[str, Any] | Reconstruction | None = None,
     keep_shapes: bool = False,
     hardware: str | Path | Mapping[str, Any] | Hardware = "eyeriss",
     target: str = "onnxruntime-cpu",
@@ -63,14 +65,20 @@ def compress(
             Shares are relative to the original dense model; integers and strings with units are
             absolute.
         data: Batches: a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`. With
-            labels the model is trained on them under the budget, unless `train=False`.
+            labels the model is trained on them under the budget, unless `train=False`. Without,
+            they serve calibration and `reconstruct`.
         valid: Labelled batches on which the metric before and after is measured, and the best epoch
             is selected; never the test set.
         example_inputs: What the model is called with; the first batch of `data` by default.
-        method: A name out of `transform.methods()`, a configuration object, or `"auto"`.
+        method: A name out of `transform.methods()`, a configuration object, or `"auto"`. Several in
+            a list work one after another and keep what those before have reached:
+            `["l2", Quantize(weights=8, activations=8)]`.
         layers: Rules for single layers: `{"features.0": False, "classifier.*": {"max_sparsity":
             0.9}}`. Keys are globs over layer names, module classes or functions of (name, module);
             `False` leaves a layer alone. A key that matches nothing is an error.
+        reconstruct: Fit the outputs of every layer to those of the original on the inputs of some
+            batches of `data`, in closed form, before any training, and estimate batch norms anew.
+            `None` does so if `data` has no labels; a `Reconstruction` says how.
         keep_shapes: Leave channels in place that are dead when the method is finished. Otherwise
             they are removed; the function stays the same.
         hardware: Profile of the energy model: a name, a YAML file or a `Hardware`.
@@ -115,6 +123,8 @@ def compress(
         _require_labels(choice, model, data)
         config, note = _settled(model, data, train, config, loss)
         folder = arguments.require_free(out, training=config is not None)
+        batches = None if data is None else Unlabelled(data, model, place)
+        how, told = arguments.reconstruction(reconstruct, model, data, trained=config is not None)
         training = None
         if config is not None and data is not None:
             training = Training(config, data, loss, metric, teacher, folder, resume)
@@ -134,8 +144,10 @@ def compress(
             layers,
             Gradients(data, loss, place) if data is not None else None,
             keep_shapes,
+            batches,
+            how,
         )
-        result = run(request, show, [note])
+        result = run(request, show, [note, *told])
         if folder is not None:
             with show.stage("exporting and saving"):
                 result.save(folder, onnx=True)

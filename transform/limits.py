@@ -63,14 +63,17 @@ class Subject:
 
     @property
     def exported(self) -> Written:
-        """The model as dense ONNX, in a temporary folder unless it was exported before."""
-        if self.file is None:
-            from export.dense import write_dense
+        """The model as ONNX, in a temporary folder unless it was exported before.
 
+        Quantized weights are written as their codes, everything else as floats.
+        """
+        if self.file is None:
+            from transform.forms import write
+
+            form = "qdq" if self.graph.encodings else "dense"
             self._folder = tempfile.TemporaryDirectory(prefix="transform-")
-            self.file = write_dense(
-                self.graph, self.hardware, Path(self._folder.name) / "model.onnx"
-            )
+            path = Path(self._folder.name) / "model.onnx"
+            self.file = write(self.graph, self.hardware, path, form)
         return self.file
 
 

@@ -20,6 +20,10 @@ from passes.inputs import Call
 from passes.isolation import copied
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
+from passes.quantize.encoding import Encoding
+from passes.quantize.widths import apply_widths
+from passes.reconstruct.config import Reconstruction
+from passes.reconstruct.layers import reconstruct
 from passes.rewrite.dead_structure import remove_dead_structure
 from passes.selectors import Selector, select_layers
 from passes.tracing.trace import trace
@@ -32,6 +36,7 @@ from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.result import Compressed, Costs, smaller_layers
 from transform.training.fit import Training, fit, run_identity
+from transform.unlabelled import Unlabelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Request:
         layers: Rules for single layers; see `passes.selectors`.
         gradients: Mean gradients of the loss, or `None` without labelled data.
         keep_shapes: Leave dead channels in place.
+        batches: Unlabelled batches, or `None` without data.
+        reconstruct: How to fit layers to the original's outputs; `None` does not.
     """
 
     model: nn.Module
@@ -67,6 +74,8 @@ class Request:
     layers: Mapping[Selector, Any] | None = None
     gradients: Gradients | None = None
     keep_shapes: bool = False
+    batches: Unlabelled | None = None
+    reconstruct: Reconstruction | None = None
 
     def nonzeros(self, site: Site) -> int:
         """Nonzero weights of a layer in the caller's own model."""
@@ -81,7 +90,8 @@ class Request:
         config = self.choice.config.to_dict()
         rules = [(getattr(k, "__name__", k), v) for k, v in (self.layers or {}).items()]
         parts = (str(self.budget), config, self.hardware.to_dict(), self.seed, rules)
-        return run_identity(state_digest(self.model), *parts, training)
+        fitted = self.reconstruct.to_dict() if self.reconstruct else None
+        return run_identity(state_digest(self.model), *parts, training, fitted)
 
 
 def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Compressed:
@@ -103,6 +113,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         costs=before,
         total_steps=training.steps if training else 0,
         gradients=request.gradients,
+        batches=request.batches,
     )
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
@@ -111,8 +122,14 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     scores = {"before": _score(request, graph.module, show), "after": None}
     with show.stage("compressing"):
         method.prepare(graph, plan, setting)
-        history = _trained(request, graph, method, limits, show) if training else []
-        method.finalize(graph, setting)
+        if training:
+            _reconstruct(request, graph, method, setting, show)
+            history = _trained(request, graph, method, limits, show)
+            method.finalize(graph, setting)
+        else:
+            history = []
+            method.finalize(graph, setting)
+            _reconstruct(request, graph, method, setting, show)
         if method.needs_shapes():
             graph.decisions.append(Decision("", "dead channels stay", method.needs_shapes()))
         elif not request.keep_shapes:
@@ -124,6 +141,18 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     result.metrics = scores
     result.history = _history(before.total.energy.relaxed, result, history)
     return result
+
+
+def _reconstruct(
+    request: Request, graph: ModelGraph, method: Method, setting: Run, show: Progress
+) -> None:
+    """Fit what the method has left of every layer to the outputs of the original's layer."""
+    if request.reconstruct is None or request.batches is None:
+        return
+    with show.stage("reconstructing layers"):
+        original = copied(request.model, request.device)
+        graph.decisions += reconstruct(original, graph, request.batches, request.reconstruct)
+        method.on_reconstructed(graph, setting)
 
 
 def _trained(
@@ -198,9 +227,22 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
         )
     finished = trace(graph.runnable, request.call)
     finished.rewritten = graph.rewritten
+    finished.encodings = _kept_encodings(graph, finished)
+    apply_widths(finished)
     _check_rules(graph.rules, sites, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
+
+
+def _kept_encodings(graph: ModelGraph, finished: ModelGraph) -> dict[str, Encoding]:
+    """The encodings of the layers that are left, each checked against its weight."""
+    found = {}
+    for site in finished.compressible:
+        encoding = graph.encodings.get(site.name)
+        if encoding is not None:
+            encoding.check(finished.weight(site), site.name)
+            found[site.name] = encoding
+    return found
 
 
 def _told(rule: LayerRule) -> str:
@@ -271,7 +313,7 @@ def _certified(
 
 
 def _history(
-    before: int, result: Compressed, trained: list[dict[str, Any]]
+    before: float, result: Compressed, trained: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     after = result.costs.after.total.energy.relaxed
     return [

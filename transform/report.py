@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from energy_model.cost import Cost, CostTable
-from energy_model.units import format_count
+from energy_model.hardware import Hardware
+from energy_model.units import format_count, format_joules
 from transform.text import table
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def one_screen(result: Compressed) -> str:
     parts = [
         f"Compressed {type(result.model).__name__} by method {result.method!r}",
         str(result.certificate),
-        _totals(before.total, after.total, result.metrics),
+        _totals(before.total, after.total, result.metrics, _unit(before.hardware)),
         _layers(before, after),
     ]
     notes = [d for d in result.decisions if d.layer or d.what != f"method {result.method!r}"]
@@ -35,20 +36,26 @@ def _score(value: float | None) -> str:
     return "not measured" if value is None else f"{100 * value:.2f} %"
 
 
-def _totals(before: Cost, after: Cost, metrics: dict[str, float | None]) -> str:
+def _unit(hardware: Hardware) -> str:
+    """Of energies; the MAC where the profile knows no joules."""
+    known = hardware.joules_per_mac
+    return "MAC" if known is None else f"x {format_joules(known)}"
+
+
+def _totals(before: Cost, after: Cost, metrics: dict[str, float | None], unit: str) -> str:
     def share(new: float, old: float) -> str:
         return f"{100 * new / old:.2f} %" if old else ""
 
     energy = (before.energy, after.energy)
     rows = [
         [
-            "energy, relaxed (MAC)",
+            f"energy, relaxed ({unit})",
             format_count(energy[0].relaxed),
             format_count(energy[1].relaxed),
             share(energy[1].relaxed, before.dense),
         ],
         [
-            "energy, exact (MAC)",
+            f"energy, exact ({unit})",
             format_count(energy[0].exact),
             format_count(energy[1].exact),
             share(energy[1].exact, energy[0].exact),

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from energy_model.cost import CostTable
-from energy_model.errors import ArgumentError, PostconditionError
+from energy_model.errors import ExportError, PostconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.methods.plan import Plan
 from passes.storage.atomic import write_file
 from transform.certificate import Certificate, Source, certify
+from transform.forms import write
 from transform.limits import Subject, reached_value
 
 if TYPE_CHECKING:
     from export.dense import Written
-
-FORMS = ("auto", "dense", "column_groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,10 @@ class Export:
         max_abs_error: Largest difference to torch of any output element.
         top1_agreement: Share of rows with the same largest output; `None` without such an output.
         certificate: The certificate that was counted from the file, beside it.
+        notes: What a user of the file must know.
+        census: How often each kind of operator runs in ONNX Runtime's own optimised graph; empty
+            where the file holds floats only.
+        modes: Largest difference to torch by numeric mode of the runtime, for integer files.
     """
 
     path: Path
@@ -60,6 +63,9 @@ class Export:
     max_abs_error: float
     top1_agreement: float | None
     certificate: Path
+    notes: tuple[str, ...] = ()
+    census: Mapping[str, int] = field(default_factory=dict)
+    modes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,8 +106,16 @@ class Compressed:
 
         Args:
             path: The file; `NAME.certificate.json` goes beside it.
-            form: `"auto"` or `"dense"`: ordinary float weights. Zeros stay in the file: they make
-                it no smaller and no faster, only cheaper on hardware that skips them.
+            form: `"auto"`: quantized models as integers where a limit asks for it, otherwise what
+                was measured to be fastest; all others as `"dense"`.
+                `"dense"`: ordinary float weights. Zeros stay in the file: they make it no smaller
+                and no faster, only cheaper on hardware that skips them. Quantized weights are the
+                floats of their levels, and activations are not quantized.
+                `"qdq"`: quantized models as integer codes; with quantized activations the runtime
+                computes in integers.
+                `"sparse"`: positions and values of what is not zero, where that is smaller. The
+                runtime unpacks it when it loads: smaller on disk, no faster. Quantized weights stay
+                codes. `"sparse_initializers"`: the same in ONNX's own way; larger.
                 `"column_groups"`: layers that were compressed with that pattern hold only the
                 columns that are kept; the file is smaller, and larger layers run faster.
 
@@ -111,12 +125,7 @@ class Compressed:
             ParityError: The file disagrees with the model.
             StorageError: The file cannot be written.
         """
-        require_form(form)
-        from export.column_groups import write_column_groups
-        from export.dense import write_dense
-
-        write = write_column_groups if form == "column_groups" else write_dense
-        written = write(self.graph, self.costs.after.hardware, Path(path))
+        written = write(self.graph, self.costs.after.hardware, Path(path), form, self.limits)
         certificate = self.certify_file(written)
         beside = written.path.with_suffix(".certificate.json")
         write_file(beside, json.dumps(certificate.to_dict(), indent=1).encode())
@@ -128,6 +137,9 @@ class Compressed:
             written.parity.max_abs_error,
             written.parity.top1_agreement,
             beside,
+            written.notes,
+            written.census,
+            written.modes,
         )
 
     def certify_file(self, written: Written) -> Certificate:
@@ -144,8 +156,18 @@ class Compressed:
         source = Source(written.path.name, recount.sha256, written.bytes)
         smaller = smaller_layers(self.costs)
         certificate = certify(self.limits, values, source, recount.costs, names, smaller=smaller)
+        failed = [row for row in certificate.rows if not row.holds]
+        if self.graph.encodings and failed:
+            raise ExportError(
+                f"the form {written.form!r} does not keep {failed[0].asked}: it has "
+                f"{failed[0].reached:,}, allowed is {failed[0].maximum:,}",
+                where=str(written.path),
+                remedy="Export with form='auto' or 'qdq'.",
+            )
         model, file = self.costs.after.total, recount.costs.total
-        if file.energy.exact > model.energy.exact or not certificate.holds:
+        # As floats, quantized weights cost more than the model does.
+        more = file.energy.exact > model.energy.exact and not self.graph.encodings
+        if more or failed:
             raise PostconditionError(
                 f"the file counts {file.energy.exact:,} (exact energy), the model "
                 f"{model.energy.exact:,}",
@@ -172,11 +194,3 @@ class Compressed:
         from transform.report import one_screen
 
         return one_screen(self)
-
-
-def require_form(form: str) -> None:
-    """Raise for a form that no exporter writes."""
-    if form not in FORMS:
-        raise ArgumentError(
-            f"unknown form {form!r}", where="form", remedy=f"One of {', '.join(FORMS)}."
-        )

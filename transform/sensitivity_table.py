@@ -43,7 +43,7 @@ class SensitivityRow:
     metric_before: float | None
     metric_after: float | None
     bytes: int
-    energy: int
+    energy: int | float
     macs: int
     note: str = ""
 
@@ -123,7 +123,7 @@ class Sensitivity:
         """Plain values: `hardware`, `unit`, `loss`, `metric`, `samples` and `rows`."""
         return {
             "hardware": self.hardware.to_dict(),
-            "unit": "multiples of one MAC's energy",
+            "unit": self.hardware.unit,
             "loss": self.loss,
             "metric": self.metric,
             "samples": self.samples,
@@ -184,7 +184,6 @@ def _legend(found: Sensitivity) -> list[str]:
         *lines,
         "each layer alone, its smallest weights zeroed; (n) is the rank, 1 the least harm for what "
         "is saved",
-        "bytes of the removed weights at their own width (nominal, not a file's); energy relaxed, "
-        "in multiples",
-        f"of one MAC's energy, and MACs: per sample; hardware {found.hardware.name}",
+        "bytes of the removed weights at their own width (nominal, not a file's); energy relaxed, ",
+        f"in {found.hardware.unit}, and MACs: per sample; hardware {found.hardware.name}",
     ]

@@ -21,6 +21,8 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
 from passes.methods.plan import Plan
+from passes.quantize.encoding import Encoding
+from passes.quantize.widths import apply_widths
 from passes.rewrite.fit_shapes import fit_shapes
 from passes.storage.atomic import json_bytes, read_json, storage_errors, write_file, write_folder
 from passes.storage.graph_json import (
@@ -48,6 +50,7 @@ CHECKPOINTS = "checkpoints"
 _INDEX = "compressed.json"
 FILES = (_INDEX, "model.onnx", "model.certificate.json", "weights.safetensors", "report.txt")
 _EXAMPLE = "example:"
+_ENCODING = "encoding:"
 _FIELDS: dict[str, type] = {
     "class": str,
     "training": dict,
@@ -74,17 +77,22 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
     stored = as_graph(graph.module) if graph.rewritten else graph.graph_module
     tensors, aliases = _tensors(graph.module, {} if stored is None else graph_state(stored))
     example, structure = _example(graph.call)
+    scales = {f"{_ENCODING}{name}": e.scale.cpu() for name, e in graph.encodings.items()}
     with (
         storage_errors(directory),
         tempfile.TemporaryDirectory(prefix="transform-save-") as folder,
     ):
         weights = Path(folder) / "weights.safetensors"
-        save_tensors(weights, tensors | example)
+        save_tensors(weights, tensors | example | scales)
         description = _describe(result) | {
             "weights_sha256": sha256_file(weights),
             "aliases": aliases,
             "example": structure,
             "graph": None if stored is None else graph_to_json(stored),
+            "encodings": {
+                name: {"bits": e.bits, "axis": e.axis, "block": e.block}
+                for name, e in graph.encodings.items()
+            },
         }
         files: dict[str, bytes] = {}
         if onnx:
@@ -234,7 +242,8 @@ def _restored(
     from transform.result import Compressed, Costs
 
     aliases = description["aliases"]
-    state = {k: v for k, v in tensors.items() if not k.startswith(_EXAMPLE)}
+    apart = (_EXAMPLE, _ENCODING)
+    state = {k: v for k, v in tensors.items() if not k.startswith(apart)}
     args, kwargs = unpack_tree(description["example"], tensors)
     call = Call(tuple(args), kwargs)
     rewritten = description.get("rewritten", False)
@@ -246,6 +255,10 @@ def _restored(
         module = _filled(description, state, aliases, model, call, where)
     graph = trace(module, call)
     graph.rewritten = rewritten
+    graph.encodings = _encodings(description, tensors)
+    for name, encoding in graph.encodings.items():
+        encoding.check(graph.weight(graph.by_name[name]), name)
+    apply_widths(graph)
     decisions = tuple(Decision(**item) for item in description["decisions"])
     graph.decisions[:] = decisions
     limits = []
@@ -265,6 +278,16 @@ def _restored(
         metrics=description["metrics"],
         history=description["history"],
     )
+
+
+def _encodings(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Encoding]:
+    """How quantized weights are written; results of older releases have none."""
+    return {
+        name: Encoding(how["bits"], tensors[f"{_ENCODING}{name}"], how["axis"], how["block"])
+        for name, how in description.get("encodings", {}).items()
+    }
 
 
 def _rebuilt(

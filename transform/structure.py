@@ -44,8 +44,8 @@ class Proof:
     seed: int
     error: float
     largest: float
-    before: dict[str, int]
-    after: dict[str, int]
+    before: dict[str, int | float]
+    after: dict[str, int | float]
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -147,7 +147,7 @@ class Structure:
             "decisions": [decision.to_dict() for decision in self.groups.decisions],
         }
 
-    def costs(self, state: Mapping[str, Any] | None = None) -> dict[str, int]:
+    def costs(self, state: Mapping[str, Any] | None = None) -> dict[str, int | float]:
         """Exact costs of the shrunk model, by formula.
 
         Args:

@@ -8,6 +8,7 @@ from torch import Tensor
 from energy_model.cost import Cost, CostTable
 from energy_model.energy import layer_energy
 from energy_model.hardware import Hardware
+from energy_model.unit_prices import charged_bits
 from passes.graph import ModelGraph, Site
 
 FALLBACK = "a strip exceeds the input cache; refetch bounded"
@@ -16,8 +17,11 @@ FALLBACK = "a strip exceeds the input cache; refetch bounded"
 def cost_table(graph: ModelGraph, hardware: Hardware) -> CostTable:
     """Cost every site of a graph, per sample.
 
+    Energy charges the widths that the uses of the sites have: `passes.quantize.widths` puts them
+    there. `bits` are those that are stored.
+
     Args:
-        graph: The traced model; only its supports are read.
+        graph: The traced model; only its supports and encodings are read.
         hardware: The accelerator.
     """
     return CostTable(tuple(_cost(graph, site, hardware) for site in graph.sites), hardware)
@@ -28,8 +32,10 @@ def _cost(graph: ModelGraph, site: Site, hardware: Hardware) -> Cost:
         weight, bits = torch.empty(site.size, device="meta"), 32
     else:
         weight = graph.weight(site)
-        bits = weight.element_size() * 8
+        encoding = graph.encodings.get(site.name)
+        bits = weight.element_size() * 8 if encoding is None else encoding.bits
     energy = site.energy(hardware, weight)
+    # In whole words, whatever the uses have now: the base of relative limits is the original.
     dense = sum(layer_energy(u.shape, hardware).relaxed * u.count for u in site.uses)
     notes = [note for note in (site.note, FALLBACK if energy.fallback else "") if note]
     return Cost(
@@ -43,6 +49,8 @@ def _cost(graph: ModelGraph, site: Site, hardware: Hardware) -> Cost:
         dense=dense,
         shape=str(site.uses[0].shape),
         note="; ".join(notes),
+        charged=charged_bits(site.widths.weights, hardware),
+        widths=site.widths,
     )
 
 

@@ -12,7 +12,7 @@ A method is planned, prepared, trained through hooks, and finalized:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from energy_model.cost import CostTable
 from energy_model.resolved import ResolvedLimit
+from energy_model.widths import Widths
 from passes.graph import ModelGraph
+from passes.inputs import Call
 from passes.methods.config import MethodConfig
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
@@ -40,6 +42,8 @@ class Run:
         total_steps: Optimizer steps of one phase of the training.
         gradients: Function of (model, number of batches): the mean gradient of the loss by name of
             the parameter, in evaluation mode; the model is left as it was. `None` without labels.
+        batches: Function of the largest number wanted: unlabelled calls on the device, the same
+            ones whenever it is asked. `None` without data.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -49,6 +53,7 @@ class Run:
     costs: CostTable | None = None
     total_steps: int = 0
     gradients: Callable[[nn.Module, int], dict[str, Tensor]] | None = None
+    batches: Callable[[int], Iterator[Call]] | None = None
 
 
 class Method(ABC):
@@ -93,6 +98,9 @@ class Method(ABC):
     def finalize(self, graph: ModelGraph, run: Run) -> None:
         """Make the model plain again; afterwards the budget holds."""
 
+    def on_reconstructed(self, graph: ModelGraph, run: Run) -> None:  # noqa: B027 -- a hook
+        """After weights were reconstructed from data; what depends on their values follows."""
+
     def next_phase(self, ended: Sequence[PhaseEnd]) -> Phase | None:
         """What is trained next, after some phases have ended; `None` when training is finished.
 
@@ -127,7 +135,14 @@ class Method(ABC):
         """Why channels that are dead in the end must stay; empty if they may go."""
         return ""
 
-    def still_saved(self) -> int:
+    def announced_widths(self, graph: ModelGraph) -> dict[str, Widths]:
+        """Widths that the method will give layers whatever it plans, by name of the site.
+
+        Other methods of the same list price weights by them. By default none change.
+        """
+        return {}
+
+    def still_saved(self) -> int | float:
         """Energy that the model as it stands will lose in `finalize` without losing weights."""
         return 0
 
@@ -154,6 +169,8 @@ class MethodSpec:
         source: Paper or origin, for people.
         keeps: Guarantees of earlier methods that it does not break.
         needs: What it cannot do without: `"labels"`.
+        gives: What it guarantees of the finished model: `"zeros"`, `"grid"` (weights on levels). A
+            method after it in a list must keep it.
     """
 
     GROUP: ClassVar[str] = "transform.methods"
@@ -165,6 +182,7 @@ class MethodSpec:
     source: str
     keeps: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+    gives: frozenset[str] = frozenset()
 
     def build(self, config: MethodConfig | None = None) -> Method:
         """A method with the given or the default configuration."""

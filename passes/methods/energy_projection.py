@@ -118,7 +118,7 @@ class WeightedProjection(Sparsifier):
             chosen = fill(chosen, *parts, problem.histograms)
         return chosen
 
-    def saved(self, graph: ModelGraph, costs: CostTable) -> int:
+    def saved(self, graph: ModelGraph, costs: CostTable) -> int | float:
         """What the first phase of masks will save at least, if it comes first.
 
         Rows that are fetched again are left out: masks may raise or lower what they cost.
@@ -237,7 +237,7 @@ class WeightedProjection(Sparsifier):
         self._masking.still_saved = 0
         super().finalize(graph, run)  # whatever was or was not removed, the budget holds
 
-    def still_saved(self) -> int:
+    def still_saved(self) -> int | float:
         """Energy of the channels that are masked by now and removed at the end."""
         return 0 if self._masking is None else self._masking.still_saved
 
@@ -284,5 +284,6 @@ SPEC = MethodSpec(
     method=WeightedProjection,
     serves=SERVES,
     source="Yang, Zhu, Liu, ICLR 2019 (weighted sparse projection)",
-    keeps=frozenset({"shapes"}),
+    keeps=frozenset({"zeros", "shapes"}),
+    gives=frozenset({"zeros"}),
 )

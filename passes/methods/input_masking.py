@@ -26,8 +26,8 @@ from torch import Tensor
 from energy_model.errors import PreconditionError
 from energy_model.hardware import Hardware
 from energy_model.input_price import input_prices, inputs_met
-from energy_model.shapes import LayerShape
-from passes.graph import Decision, ModelGraph, Site, channel_counts
+from energy_model.unit_prices import PARTS, plain
+from passes.graph import Decision, ModelGraph, Site, Use, channel_counts
 from passes.methods.masked_energy import channel_price, silence_producers, still_saved
 from passes.projection.channels import project_channels
 from passes.projection.inputs import project_inputs
@@ -37,9 +37,10 @@ from passes.rewrite.input_masks import (
     mask_of,
     maskable_inputs,
     update_supports,
-    use_shapes,
 )
 from passes.rewrite.masked_channels import plan_cuts
+
+_Prices = NDArray[np.int64] | NDArray[np.float64]
 
 _MEMORY = 0.99  # of the running mean of squared gradients, per step
 
@@ -64,7 +65,7 @@ class InputMasking:
     weighted: bool
     scored: bool = True
     share: float = 1.0
-    still_saved: int = 0
+    still_saved: int | float = 0
     _prices: list[NDArray[np.int64]] = field(default_factory=list)
     _openings: list[NDArray[np.int64]] = field(default_factory=list)
     _scores: list[Tensor] = field(default_factory=list)
@@ -76,9 +77,11 @@ class InputMasking:
         """Put masks of ones into a graph; see `attach_input_masks`."""
         masks = attach_input_masks(graph)
         made = cls(graph, hardware, masks, weighted, scored)
-        made._prices = [_price(made._shapes(mask), hardware) for mask in masks]
+        prices = [_price(made._uses(mask), hardware) for mask in masks]
         producers = {cut.mask: cut.producer for cut in plan_cuts(graph)}
-        made._openings = [made._opening(mask, producers.get(mask.path)) for mask in masks]
+        openings = [made._opening(mask, producers.get(mask.path)) for mask in masks]
+        whole, _ = _integers([*prices, *openings])
+        made._prices, made._openings = whole[: len(masks)], whole[len(masks) :]
         made.restart()
         return made
 
@@ -199,7 +202,7 @@ class InputMasking:
             if len(own) != sum(use.count for use in site.uses):
                 continue  # some call of the layer has no mask
             alive = sum((self._channels(mask) for mask in own), torch.zeros(()))
-            weight, shape = self.graph.weight(site), self._shapes(own[0])[0]
+            weight, shape = self.graph.weight(site), self._uses(own[0])[0].shape
             rows = weight.view(shape.groups, shape.out_per_group, -1, *shape.kernel)
             dead = (alive == 0).view(shape.groups, 1, -1, *[1] * len(shape.kernel)).to(rows.device)
             useless = int(torch.count_nonzero(rows.masked_fill(~dead, 0.0)))
@@ -209,9 +212,9 @@ class InputMasking:
             silenced += useless
         return silenced
 
-    def energy(self) -> int:
+    def energy(self) -> int | float:
         """Energy of all activations, by the supports as last counted."""
-        return sum(site.activation_energy(self.hardware) for site in self.graph.sites)
+        return plain(sum(site.activation_energy(self.hardware) for site in self.graph.sites))
 
     def refresh(self) -> None:
         """Count the supports anew, after the masks were changed."""
@@ -237,7 +240,7 @@ class InputMasking:
         for score, value in zip(self._scores, state["scores"], strict=True):
             score.copy_(value)
         self.refresh()
-        self.still_saved = int(state["still_saved"])
+        self.still_saved = plain(state["still_saved"])
 
     def _set(self, masks: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -248,21 +251,23 @@ class InputMasking:
         self._set(masks)
         self.refresh()
 
-    def _shapes(self, mask: InputMask) -> list[LayerShape]:
-        return use_shapes(self.graph.by_name[mask.site], tuple(mask_of(self.graph, mask).shape))
+    def _uses(self, mask: InputMask) -> list[Use]:
+        return _fitting(self.graph.by_name[mask.site], tuple(mask_of(self.graph, mask).shape))
 
-    def _opening(self, mask: InputMask, producer: Site | None) -> NDArray[np.int64]:
+    def _opening(self, mask: InputMask, producer: Site | None) -> _Prices:
         """What each channel of a masked input costs where it is computed, if it can go."""
         channels = len(mask_of(self.graph, mask))
-        price = 0
+        price: int | float = 0
         if producer is not None and self.weighted:
-            price = channel_price(producer.uses[0].shape, self.hardware)
-        return np.full(channels, price, dtype=np.int64)
+            use = producer.uses[0]
+            price = channel_price(use.shape, self.hardware, widths=use.widths)
+        return np.full(channels, price)
 
     def _met(self, mask: InputMask) -> NDArray[np.bool_]:
         """Inputs that some weight reads, in whichever use of its size this may be."""
         weight = self.graph.weight(self.graph.by_name[mask.site])
-        each = [inputs_met(s, channel_counts(weight, s) > 0) for s in self._shapes(mask)]
+        shapes = [use.shape for use in self._uses(mask)]
+        each = [inputs_met(shape, channel_counts(weight, shape) > 0) for shape in shapes]
         met: NDArray[np.bool_] = np.logical_or.reduce(each)
         return met
 
@@ -271,7 +276,9 @@ class InputMasking:
         return torch.count_nonzero(mask_of(self.graph, mask).flatten(1), dim=1)
 
 
-def least_saved(graph: ModelGraph, hardware: Hardware, share: float, *, weighted: bool) -> int:
+def least_saved(
+    graph: ModelGraph, hardware: Hardware, share: float, *, weighted: bool
+) -> int | float:
     """Energy that masks save at least by keeping a share, but for rows that are fetched again.
 
     Args:
@@ -283,20 +290,35 @@ def least_saved(graph: ModelGraph, hardware: Hardware, share: float, *, weighted
     Raises:
         PreconditionError: No input can be masked.
     """
-    prices = [_price(use_shapes(*place), hardware) for place in maskable_inputs(graph)]
+    places = [_price(_fitting(*place), hardware) for place in maskable_inputs(graph)]
+    prices, parts = _integers(places)
     if weighted:
-        return _capacity(prices, 1.0) - _capacity(prices, share)
-    counted = [np.ones_like(price) for price in prices]
-    dropped = _capacity(counted, 1.0) - _capacity(counted, share)
-    cheapest = np.sort(np.concatenate([price.reshape(-1) for price in prices]))[:dropped]
-    return int(cheapest.sum())
+        saved = _capacity(prices, 1.0) - _capacity(prices, share)
+    else:
+        counted = [np.ones_like(price) for price in prices]
+        dropped = _capacity(counted, 1.0) - _capacity(counted, share)
+        cheapest = np.sort(np.concatenate([price.reshape(-1) for price in prices]))[:dropped]
+        saved = int(cheapest.sum())
+    return plain(saved / parts) if parts > 1 else saved
 
 
-def _price(shapes: Sequence[LayerShape], hardware: Hardware) -> NDArray[np.int64]:
+def _fitting(site: Site, size: tuple[int, ...]) -> list[Use]:
+    """The uses of a site that take inputs of shape `size`, of one sample."""
+    each = ((use, (use.shape.in_channels, *use.shape.input_size)) for use in site.uses)
+    return [use for use, own in each if own == size]
+
+
+def _price(uses: Sequence[Use], hardware: Hardware) -> _Prices:
     """Energy of each input; the least, where the uses of one weight differ in their steps."""
-    each = [input_prices(shape, hardware) for shape in shapes]
-    least: NDArray[np.int64] = np.minimum.reduce(each)
+    each = [input_prices(use.shape, hardware, widths=use.widths) for use in uses]
+    least: _Prices = np.minimum.reduce(each)
     return least
+
+
+def _integers(prices: Sequence[_Prices]) -> tuple[list[NDArray[np.int64]], int]:
+    """Prices as the projection needs them: whole, or else all of them in 1/256; and in how many."""
+    parts = 1 if all(np.issubdtype(price.dtype, np.integer) for price in prices) else PARTS
+    return [(price * parts).astype(np.int64) for price in prices], parts
 
 
 def _capacity(prices: Sequence[NDArray[np.int64]], share: float) -> int:

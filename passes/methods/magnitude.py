@@ -53,5 +53,6 @@ SPEC = MethodSpec(
     method=MagnitudePruning,
     serves=SERVES,
     source="Han et al., NeurIPS 2015 (magnitude pruning)",
-    keeps=frozenset({"shapes"}),
+    keeps=frozenset({"zeros", "shapes"}),
+    gives=frozenset({"zeros"}),
 )

@@ -12,11 +12,13 @@ from energy_model.hardware import Hardware
 from energy_model.input_support import InputSupport
 from energy_model.shapes import LayerShape
 from energy_model.support import unfolded_nonzeros
+from energy_model.unit_prices import in_units, plain, unit_prices
+from energy_model.widths import WORDS, Widths
 from passes.graph import ModelGraph, Use
 from passes.rewrite.masked_channels import Cut
 
 
-def still_saved(graph: ModelGraph, cuts: Sequence[Cut], hardware: Hardware) -> int:
+def still_saved(graph: ModelGraph, cuts: Sequence[Cut], hardware: Hardware) -> int | float:
     """Energy of activations that removing masked channels will save.
 
     Args:
@@ -33,7 +35,7 @@ def still_saved(graph: ModelGraph, cuts: Sequence[Cut], hardware: Hardware) -> i
         outputs = replace(use.shape, out_channels=cut.keep.numel())
         uses[cut.producer.name] = (replace(use, shape=outputs),)
     after = (replace(site, uses=uses[site.name]) for site in graph.sites)
-    return before - sum(site.activation_energy(hardware) for site in after)
+    return plain(before - sum(site.activation_energy(hardware) for site in after))
 
 
 def silence_producers(graph: ModelGraph, cuts: Sequence[Cut]) -> None:
@@ -52,13 +54,14 @@ def silence_producers(graph: ModelGraph, cuts: Sequence[Cut]) -> None:
             weight.masked_fill_(dead.view(shape), 0.0)
 
 
-def channel_price(shape: LayerShape, hardware: Hardware) -> int:
+def channel_price(shape: LayerShape, hardware: Hardware, *, widths: Widths = WORDS) -> int | float:
     """Activation energy of one output channel of a layer, but for what depends on tiles.
 
     Its outputs are written, and the unfolded input is read once more.
     """
-    written = hardware.dram_energy * shape.positions
-    return written + hardware.rf_energy * unfolded_nonzeros(shape) // shape.groups
+    prices = unit_prices(hardware, widths)
+    written = prices.output * shape.positions
+    return in_units(written + prices.inputs.rf * unfolded_nonzeros(shape) // shape.groups)
 
 
 def _with_inputs(use: Use, keep: Tensor) -> Use:

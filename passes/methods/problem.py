@@ -1,6 +1,8 @@
 """A budget over weights: what every weight is charged, and what each limit leaves.
 
 What is allocated are units: single weights, or the sets of weights that a pattern keeps together.
+The projection works with integers. Energies of narrow operands need not be whole, and are then
+charged in 1/256 of the hardware's unit.
 """
 
 from __future__ import annotations
@@ -8,20 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import Tensor
 
 from energy_model.cost import CostTable
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
+from energy_model.unit_prices import PARTS, plain
 from passes.graph import LayerRule, ModelGraph, Site
 from passes.methods.pattern_fit import at_least, layout_of, unit_charges
 from passes.projection.ladder import Ladder, build_ladder
 from passes.projection.magnitudes import Histogram, histogram
 from passes.projection.pattern_units import Layout, SingleWeights
 from passes.projection.patterns import Pattern
+from passes.quantize.widths import weight_bits
 
 SERVES = frozenset({"energy", "nonzeros", "weight_bits"})
+
+# Weights of a rank below the first number are charged the second, of each limit.
+_Charge = tuple[int, tuple[int | float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,13 @@ class Problem:
         weights: Their weights, read only.
         layouts: How their weights are cut into units.
         norms: What their units are ranked by; the weight itself for single weights.
-        ladders: What their units are charged.
+        ladders: What their units are charged: integers, see `parts`.
         histograms: Norms of their units.
         minimums: Units that each layer keeps at least.
         limits: The budget.
-        fixed: Use of each limit that no weight can change.
+        fixed: Use of each limit that no weight can change, in the limit's unit.
+        parts: Into how many parts the unit of each limit is divided in charges and capacities: 1,
+            or 256 for energies that are not whole.
     """
 
     sites: tuple[Site, ...]
@@ -48,21 +58,39 @@ class Problem:
     histograms: tuple[Histogram, ...]
     minimums: tuple[int, ...]
     limits: tuple[ResolvedLimit, ...]
-    fixed: tuple[int, ...]
+    fixed: tuple[int | float, ...]
+    parts: tuple[int, ...]
 
-    def used(self) -> tuple[int, ...]:
-        """Use of each limit by the weights as they are; a unit counts as a whole."""
+    def used(self) -> tuple[int | float, ...]:
+        """Use of each limit by the weights as they are, in its unit; a unit counts as a whole."""
         each = [
             ladder.used(counted.nonzeros)
             for ladder, counted in zip(self.ladders, self.histograms, strict=True)
         ]
-        return tuple(f + sum(c) for f, c in zip(self.fixed, zip(*each, strict=True), strict=True))
+        return self.reached([sum(column) for column in zip(*each, strict=True)])
+
+    def reached(self, charges: Sequence[int]) -> tuple[int | float, ...]:
+        """Use of each limit, in its unit, by weights that are charged so much.
+
+        Args:
+            charges: Of each limit, as `ladders` count.
+        """
+        pairs = zip(self.fixed, self.in_units(charges), strict=True)
+        return tuple(plain(fixed + weights) for fixed, weights in pairs)
+
+    def in_units(self, charges: Sequence[int]) -> tuple[int | float, ...]:
+        """Charges in the units of the limits."""
+        pairs = zip(charges, self.parts, strict=True)
+        return tuple(plain(charge / parts) if parts > 1 else charge for charge, parts in pairs)
 
     @property
     def capacities(self) -> tuple[int, ...]:
-        """What each limit leaves for weights."""
-        pairs = zip(self.limits, self.fixed, strict=True)
-        return tuple(int(limit.maximum) - fixed for limit, fixed in pairs)
+        """What each limit leaves for weights, counted as in `ladders`."""
+        each = zip(self.limits, self.fixed, self.parts, strict=True)
+        return tuple(
+            math.floor((Fraction(limit.maximum) - Fraction(fixed)) * parts)
+            for limit, fixed, parts in each
+        )
 
     def per_weight(self) -> tuple[tuple[Tensor, ...], tuple[Histogram, ...]]:
         """Root mean squares of the units, and their histograms.
@@ -87,7 +115,7 @@ def build_problem(
     *,
     min_per_layer: int,
     min_density: float,
-    saved: int = 0,
+    saved: float = 0,
     pattern: Pattern | None = None,
 ) -> Problem:
     """Set the problem up, and check that it has a solution.
@@ -123,16 +151,18 @@ def build_problem(
         min(_minimum(graph, *part, min_per_layer, min_density), h.nonzeros)
         for part, h in zip(parts, histograms, strict=True)
     )
+    charges = [_charges(graph, site, costs, limits) for site in sites]
+    scales = tuple(_scale(charges, index) for index in range(len(limits)))
     ladders = tuple(
-        _ladder(layout, _charges(site, weight, costs, limits), least)
-        for (site, weight, layout), least in zip(parts, minimums, strict=True)
+        _ladder(layout, _scaled(each, scales), least)
+        for each, layout, least in zip(charges, layouts, minimums, strict=True)
     )
     fixed = tuple(
-        _fixed(graph, costs, limit.key) - (saved if limit.key == "energy" else 0)
+        plain(_fixed(graph, costs, limit.key) - (saved if limit.key == "energy" else 0))
         for limit in limits
     )
     problem = Problem(
-        sites, weights, layouts, norms, ladders, histograms, minimums, tuple(limits), fixed
+        sites, weights, layouts, norms, ladders, histograms, minimums, tuple(limits), fixed, scales
     )
     _check_feasible(problem, costs)
     return problem
@@ -184,20 +214,33 @@ def _least(graph: ModelGraph, site: Site, min_per_layer: int, min_density: float
 
 
 def _charges(
-    site: Site, weight: Tensor, costs: CostTable, limits: Sequence[ResolvedLimit]
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Charges of the weights that fit the weight cache, and of those beyond it."""
+    graph: ModelGraph, site: Site, costs: CostTable, limits: Sequence[ResolvedLimit]
+) -> list[_Charge]:
+    """Charges of the weights that fit the weight cache, and of those beyond it, in real units."""
     price = site.price(costs.hardware)
-    bits = weight.element_size() * 8
+    bits = weight_bits(graph, site)
 
-    def row(energy: int) -> tuple[int, ...]:
+    def row(energy: float) -> tuple[float, ...]:
         each = {"energy": energy, "nonzeros": 1, "weight_bits": bits}
         return tuple(each[limit.key] for limit in limits)
 
     return [(price.capacity, row(price.first)), (site.size, row(price.beyond))]
 
 
-def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int:
+def _scale(charges: Sequence[list[_Charge]], index: int) -> int:
+    """Parts of a limit's unit in which all its charges are integers."""
+    each = (row[index] for layer in charges for _, row in layer)
+    return 1 if all(isinstance(plain(charge), int) for charge in each) else PARTS
+
+
+def _scaled(charges: list[_Charge], scales: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    return [
+        (end, tuple(int(charge * scale) for charge, scale in zip(row, scales, strict=True)))
+        for end, row in charges
+    ]
+
+
+def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int | float:
     """Energy of activations, and of weights that are computed and cannot be compressed."""
     if key != "energy":
         return 0
@@ -208,8 +251,8 @@ def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int:
 def _check_feasible(problem: Problem, costs: CostTable) -> None:
     pairs = list(zip(problem.ladders, problem.minimums, strict=True))
     for index, limit in enumerate(problem.limits):
-        forced = [ladder.used(least)[index] for ladder, least in pairs]
-        tightest = problem.fixed[index] + sum(forced)
+        forced = [problem.in_units(ladder.used(least))[index] for ladder, least in pairs]
+        tightest = plain(problem.fixed[index] + sum(forced))
         if tightest <= limit.maximum:
             continue
         own = [

@@ -95,7 +95,7 @@ class Sparsifier(Method):
         super().__init__(config)
         self._graph: ModelGraph | None = None
         self._run = Run()
-        self._start: tuple[int, ...] = ()
+        self._start: tuple[int | float, ...] = ()
         self._projected_at = 0
         self._step = 0
         self._settled = False
@@ -111,7 +111,7 @@ class Sparsifier(Method):
         limits: Sequence[ResolvedLimit],
         *,
         one_shot: bool,
-        saved: int = 0,
+        saved: float = 0,
     ) -> Problem:
         """The budget over the weights as they are now; see `build_problem`."""
         density = self.config.min_density
@@ -127,7 +127,7 @@ class Sparsifier(Method):
             pattern=parse_pattern(self.config.pattern),
         )
 
-    def saved(self, graph: ModelGraph, costs: CostTable) -> int:
+    def saved(self, graph: ModelGraph, costs: CostTable) -> int | float:
         """Energy of activations that the method will save before weights are projected."""
         return 0
 
@@ -143,16 +143,18 @@ class Sparsifier(Method):
         saved = self.saved(graph, costs)
         problem = self.problem(graph, costs, limits, one_shot=one_shot, saved=saved)
         allocation = self.allocation(problem)
+        keys = [limit.key for limit in limits]
+        missed = allocation.next_charges
         return Plan(
             self.name,
             _rows(problem, allocation),
-            reached={
-                limit.key: fixed + used
-                for limit, fixed, used in zip(limits, problem.fixed, allocation.used, strict=True)
-            },
+            reached=dict(zip(keys, problem.reached(allocation.used), strict=True)),
             allowed={limit.key: limit.maximum for limit in limits},
             gap=allocation.gap,
-            details={"next_charges": list(allocation.next_charges or ()), "saved": saved},
+            details={
+                "next_charges": [] if missed is None else list(problem.in_units(missed)),
+                "saved": saved,
+            },
         )
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:

@@ -331,7 +331,8 @@ def _spec(
     method: type[StructuredPruning], config: type[StructuredConfig], source: str
 ) -> MethodSpec:
     needs = frozenset({"labels"}) if method is TaylorPruning else frozenset()
-    return MethodSpec(method.name, config, method, SERVES, source, needs=needs)
+    keeps = frozenset({"zeros"})
+    return MethodSpec(method.name, config, method, SERVES, source, keeps=keeps, needs=needs)
 
 
 L1 = _spec(L1Pruning, L1Channels, "Li et al., ICLR 2017")

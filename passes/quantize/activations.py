@@ -108,9 +108,8 @@ class ActivationQuantizer(nn.Module):
         return rounded
 
     def extra_repr(self) -> str:
-        """The grid."""
-        kind = "S" if self.signed else "U"
-        return f"{kind}{self.bits}, scale={float(self.scale):.4g}, zero={int(self.zero_point)}"
+        """Width and kind; no tensor is read, so that it works on the meta device."""
+        return f"bits={self.bits}, signed={self.signed}"
 
     def to_config(self) -> dict[str, Any]:
         """Arguments that rebuild this module; its buffers are stored as tensors."""

@@ -72,7 +72,12 @@ class Encoding:
         return largest_code(self.bits)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as `(rows, cols)`; a copy unless `axis` is 0."""
+        """The weight as `(rows, cols)`; a copy unless `axis` is 0.
+
+        A part of a larger parameter is flat, of shape `(rows * cols,)`.
+        """
+        if weight.dim() == 1:
+            return weight.reshape(len(self.scale), -1)
         return weight.movedim(self.axis, 0).reshape(weight.shape[self.axis], -1)
 
     def restored(self, matrix: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -120,6 +125,14 @@ class Encoding:
                 where=name,
                 remedy="This is an error of the method; please report it with the model.",
             )
+
+    def rows(self, index: Tensor) -> Encoding:
+        """The encoding of some of the rows.
+
+        Args:
+            index: Which ones, int64 of shape `(n,)`.
+        """
+        return replace(self, scale=self.scale[index.to(self.scale.device)])
 
     def scaled(self, factors: Tensor) -> tuple[Encoding, Tensor]:
         """The encoding after every row is multiplied by a factor, as folding a batch norm does.

@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from passes.quantize.encoding import Encoding
+
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = (*_CONVS, *_TRANSPOSED, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# A row whose largest weight would be below this is zero: its scale would be a subnormal number.
+_TINIEST = 1e-30
 
 
-def fold_batch_norms(module: GraphModule, flat: frozenset[str] = frozenset()) -> list[str]:
+def fold_batch_norms(
+    module: GraphModule,
+    flat: frozenset[str] = frozenset(),
+    encodings: dict[str, Encoding] | None = None,
+) -> list[str]:
     """Fold every batch norm whose input is a layer that nothing else reads.
 
     The graph computes the same function in evaluation mode. Zeros stay zeros: a whole output
@@ -24,6 +32,8 @@ def fold_batch_norms(module: GraphModule, flat: frozenset[str] = frozenset()) ->
         module: A traced model in evaluation mode.
         flat: Paths of the linear layers whose output has two dimensions; a norm over the tokens of
             any other is not one over its features.
+        encodings: How the weights of layers are written, by path. Entries of layers that take up a
+            norm are replaced; the new weight is exactly what the new entry writes.
 
     Returns:
         Paths of the norms that were folded.
@@ -33,6 +43,7 @@ def fold_batch_norms(module: GraphModule, flat: frozenset[str] = frozenset()) ->
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
     folded = []
+    encodings = {} if encodings is None else encodings
     read = _read_directly(module)
     for node in list(module.graph.nodes):
         layer_node = _foldable_input(module, node, calls)
@@ -44,7 +55,12 @@ def fold_batch_norms(module: GraphModule, flat: frozenset[str] = frozenset()) ->
         if weight.untyped_storage().data_ptr() in read:
             continue
         layer, norm = _submodule(module, layer_node), _submodule(module, node)
-        _fold(layer, norm)
+        path = str(layer_node.target)
+        encoding = encodings.get(path)
+        if encoding is not None and not _rows_are_channels(layer, encoding):
+            continue
+        if (written := _fold(layer, norm, encoding)) is not None:
+            encodings[path] = written
         node.replace_all_uses_with(layer_node)
         module.graph.erase_node(node)
         folded.append(str(node.target))
@@ -88,7 +104,14 @@ def _foldable_input(module: GraphModule, node: Node, calls: dict[str, int]) -> N
     return source if once and fits and not tied else None
 
 
-def _fold(layer: Any, norm: Any) -> None:
+def _rows_are_channels(layer: Any, encoding: Encoding) -> bool:
+    """Whether every output channel has scales of its own."""
+    transposed = isinstance(layer, _TRANSPOSED)
+    return encoding.axis == int(transposed) and (not transposed or layer.groups == 1)
+
+
+def _fold(layer: Any, norm: Any, encoding: Encoding | None) -> Encoding | None:
+    """Multiply and shift the layer's outputs as the norm does; the new encoding of its weight."""
     with torch.no_grad():
         variance: Tensor = norm.running_var + norm.eps
         scale = torch.rsqrt(variance.double())
@@ -99,13 +122,26 @@ def _fold(layer: Any, norm: Any) -> None:
             shift = shift + norm.bias.double()
         if layer.bias is not None:
             shift = shift + layer.bias.double() * scale
-        shape = [1] * layer.weight.dim()
-        if isinstance(layer, _TRANSPOSED):
+        if encoding is not None:
+            encoding = _scale_codes(layer, scale, encoding)
+        elif isinstance(layer, _TRANSPOSED):
             _scale_transposed(layer, scale)
         else:
-            shape[0] = -1
-            layer.weight.copy_(layer.weight.double() * scale.view(shape))
+            rows = scale.view(-1, *[1] * (layer.weight.dim() - 1))
+            layer.weight.copy_(layer.weight.double() * rows)
         layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=False)
+    return encoding
+
+
+def _scale_codes(layer: Any, scale: Tensor, encoding: Encoding) -> Encoding:
+    """Scale the rows of a weight on a grid: the codes stay, but for their signs."""
+    codes = encoding.codes(layer.weight)
+    largest = encoding.scale.double().amax(1).to(scale.device) * encoding.largest
+    factors = torch.where(largest * scale.abs() < _TINIEST, 0.0, scale)
+    scaled, signs = encoding.scaled(factors)
+    shape = [-1 if axis == encoding.axis else 1 for axis in range(codes.dim())]
+    layer.weight.copy_(scaled.weight(codes * signs.view(shape).to(codes.dtype)))
+    return scaled
 
 
 def _scale_transposed(layer: Any, scale: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from energy_model.errors import CompressionError
 from passes.graph import ModelGraph, Site
 from passes.isolation import evaluating
+from passes.quantize.encoding import Encoding
 from passes.rewrite.fold_batch_norm import fold_batch_norms
 from passes.tracing.symbolic import graph_module, trace_mode
 
@@ -22,11 +23,14 @@ class Frozen:
         module: A copy that nothing else shares, in evaluation mode.
         weights: Its weight per site, in the layout of the original parameter.
         folded: Paths of the batch norms that are part of their layer now.
+        encodings: How its weights are written, by site; each weight is exactly what its encoding
+            writes, also where a norm was folded into it.
     """
 
     module: nn.Module
     weights: dict[str, Tensor]
     folded: tuple[str, ...]
+    encodings: dict[str, Encoding]
 
 
 def freeze(graph: ModelGraph) -> Frozen:
@@ -34,22 +38,52 @@ def freeze(graph: ModelGraph) -> Frozen:
 
     Args:
         graph: A graph whose methods are finalized; it is not changed.
+
+    Raises:
+        PostconditionError: A weight is not what its encoding writes.
     """
     model = copy.deepcopy(graph.runnable).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     module: nn.Module = model
     folded: list[str] = []
+    by_path = _encodings_by_path(graph)
     if graph.graph_module is not None:
         with evaluating(model):
             traced = trace_mode(model, graph.call, graph.leaves)
         if traced.graph is not None:
             traced_module = graph_module(model, traced)
-            folded = fold_batch_norms(traced_module, _flat(graph))
+            folded = fold_batch_norms(traced_module, _flat(graph), by_path)
             module = traced_module
     copied = ModelGraph(model, None, graph.call, graph.sites)
     weights = {site.name: _weight(copied, site) for site in graph.compressible}
-    return Frozen(module.eval(), weights, tuple(folded))
+    encodings = dict(graph.encodings)
+    for site in _layers_weights(graph):
+        encodings[site.name] = by_path[site.owners[0][0]]
+    for name, encoding in encodings.items():
+        encoding.check(in_rows(weights[name], encoding), name)
+    return Frozen(module.eval(), weights, tuple(folded), encodings)
+
+
+def in_rows(weight: Tensor, encoding: Encoding) -> Tensor:
+    """The weight, one that is a part of a parameter (shape `(size,)`) as the matrix that it is."""
+    return weight.reshape(len(encoding.scale), -1) if weight.dim() == 1 else weight
+
+
+def _encodings_by_path(graph: ModelGraph) -> dict[str, Encoding]:
+    sites = _layers_weights(graph)
+    return {path: graph.encodings[site.name] for site in sites for path, _ in site.owners}
+
+
+def _layers_weights(graph: ModelGraph) -> list[Site]:
+    """Sites with an encoding that are the parameter `weight` of a layer, and all of it."""
+    return [
+        site
+        for site in graph.compressible
+        if site.name in graph.encodings
+        and all(attribute == "weight" for _, attribute in site.owners)
+        and site.size == graph.parameter(site).numel()
+    ]
 
 
 def _flat(graph: ModelGraph) -> frozenset[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -15,6 +16,8 @@ from energy_model.errors import PostconditionError, PreconditionError
 from passes.graph import Decision, ModelGraph, Site
 from passes.inputs import Call, one_sample
 from passes.isolation import evaluating, untouched
+from passes.quantize.eligible import rows_of
+from passes.quantize.encoding import Encoding
 from passes.rewrite.head_attention import HeadAttention, replace_layer
 from passes.rewrite.layer_numbers import match_channels, match_parameters, matching_inputs
 from passes.rewrite.shrink_optimizer import sliced_states, swap_parameters
@@ -39,7 +42,8 @@ def shrink(
 
     The model then computes what `insert_gates` makes of it. Parameters become new ones, tied ones
     stay tied; layers tell their new widths, attention layers become `HeadAttention`, and the sites
-    describe the smaller layers under their old names. All is checked before anything is changed.
+    describe the smaller layers under their old names; `graph.kept` tells what is left of each
+    tensor. All is checked before anything is changed.
 
     Args:
         graph: The traced model: `module` and `graph_module` both shrink. Where the forward of the
@@ -55,7 +59,7 @@ def shrink(
     Raises:
         ArgumentError: The state does not fit the groups.
         PreconditionError: A layer with hooks or parametrizations, an optimizer whose state cannot
-            be sliced, or groups of another model.
+            be sliced, scales in blocks, or groups of another model.
         UnsupportedLayer: Heads are dropped of an attention layer that cannot lose any.
         PostconditionError: The smaller model does not run.
     """
@@ -70,6 +74,8 @@ def shrink(
     attention = _narrow_attention(layers)
     states = {} if optimizer is None else sliced_states(optimizer, slices.values())
 
+    encodings = _narrow_encodings(graph, slices)
+
     new = {key: part.cut() for key, part in slices.items()}
     for old, narrow in attention:
         replace_layer(old, narrow, *models)
@@ -77,8 +83,48 @@ def shrink(
         match_parameters(part)
     if optimizer is not None:
         swap_parameters(optimizer, new, states)
+    _record(graph, planned)
+    graph.encodings |= encodings
     found = [_removed(group, int(state[group.name].sum()), why) for group in losing]
     return found + _observe_again(graph, graph.graph_module, losing)
+
+
+def _narrow_encodings(graph: ModelGraph, slices: Mapping[int, TensorSlice]) -> dict[str, Encoding]:
+    """The encodings of what is left of quantized weights.
+
+    Raises:
+        PreconditionError: A block of columns would lose some of them.
+    """
+    found = {}
+    for name, encoding in graph.encodings.items():
+        site = graph.by_name[name]
+        part = slices.get(id(graph.parameter(site)))
+        if part is None:
+            continue
+        if encoding.block is not None and set(part.keep) - {encoding.axis}:
+            raise PreconditionError(
+                "its inputs share scales in blocks, which would be cut through",
+                where=name,
+                remedy="Quantize without blocks, or keep the shapes.",
+            )
+        rows = part.keep.get(encoding.axis)
+        if rows is not None:
+            own = rows_of(graph, site)
+            left = rows[(rows >= own.start) & (rows < own.stop)] - own.start
+            found[name] = encoding.rows(left)
+    return found
+
+
+def _record(graph: ModelGraph, planned: Iterable[Cut]) -> None:
+    """Note which indices of the original are left, across any number of cuts."""
+    for cut in planned:
+        dims = graph.kept.setdefault(_name(cut), {})
+        left = np.flatnonzero(cut.keep)
+        dims[cut.dim] = dims[cut.dim][left] if cut.dim in dims else left
+
+
+def _name(cut: Cut) -> str:
+    return f"{cut.path}.{cut.attribute}" if cut.path else cut.attribute
 
 
 def _removed(group: ChannelGroup, left: int, why: str) -> Decision:
@@ -142,7 +188,7 @@ def _slices(models: Models, planned: Iterable[Cut]) -> dict[int, TensorSlice]:
     """What is left of every parameter and buffer, by its identity: tied ones are cut once."""
     found: dict[int, TensorSlice] = {}
     for cut in planned:
-        name = f"{cut.path}.{cut.attribute}" if cut.path else cut.attribute
+        name = _name(cut)
         tensor = _tensor(models, cut, name)
         if tensor.shape[cut.dim] != len(cut.keep):
             width = tensor.shape[cut.dim]

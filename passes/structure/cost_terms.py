@@ -54,10 +54,10 @@ class Term(Protocol):
     @property
     def lines(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
-    def weights(self) -> tuple[int, ...]: ...  # noqa: D102
+    def weights(self) -> tuple[float, ...]: ...  # noqa: D102
 
-    def value(self, view: View) -> int:
-        """Its value in a keep-state."""
+    def value(self, view: View) -> float:
+        """Its value in a keep-state: exact, so that energies may be multiples of 1/256."""
 
 
 def lines_of(sides: Sequence[Side]) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class Product:
 
     layer: str
     lines: tuple[int, ...]
-    weights: tuple[int, ...]
+    weights: tuple[float, ...]
 
     def value(self, view: View) -> int:
         """The product of the lengths."""
@@ -87,7 +87,7 @@ class Product:
         return result
 
 
-def elements(layer: str, sides: Sequence[Side], weights: Sequence[int]) -> Product:
+def elements(layer: str, sides: Sequence[Side], weights: Sequence[float]) -> Product:
     """The elements of a tensor, each of which costs `weights`."""
     whole = 1
     for side in sides:
@@ -110,7 +110,7 @@ class Nonzeros:
     layer: str
     sides: tuple[Side, Side]
     counts: NDArray[np.float64]
-    weights: tuple[int, ...]
+    weights: tuple[float, ...]
 
     @property
     def lines(self) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def nonzero_counts(weight: Tensor, sides: Sequence[Side]) -> NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerEnergy:
-    """Relaxed energy of a layer, in multiples of one MAC: see `energy_model.energy`.
+    """Relaxed energy of a layer, in the hardware's unit: see `energy_model.energy`.
 
     Attributes:
         layer: Name of the site.
@@ -149,16 +149,16 @@ class LayerEnergy:
     uses: tuple[tuple[Use, Arrangement], ...]
     hardware: Hardware
     nonzeros: Nonzeros | None
-    weights: tuple[int, ...]
-    _known: dict[tuple[int, int], int] = field(default_factory=dict)
-    _dense: dict[tuple[int, int], int] = field(default_factory=dict)
+    weights: tuple[float, ...]
+    _known: dict[tuple[int, int], float] = field(default_factory=dict)
+    _dense: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def lines(self) -> tuple[int, ...]:
         """As `Term`."""
         return lines_of(self.sides)
 
-    def value(self, view: View) -> int:
+    def value(self, view: View) -> float:
         """The energy of all uses."""
         size = self.sides[0].length(view.lengths), self.sides[1].length(view.lengths)
         masked = any(use.inputs is not None for use, _ in self.uses)
@@ -174,30 +174,37 @@ class LayerEnergy:
         whole = self.sides[0].size * self.sides[1].size
         return self.uses[0][0].shape.weights // whole * size[0] * size[1]
 
-    def _activations(self, size: tuple[int, int]) -> int:
+    def _activations(self, size: tuple[int, int]) -> float:
         """Energy of the activations without input masks."""
         if size not in self._known:
             self._known[size] = sum(
-                activation_energy(how.cut(use.shape, *size), self.hardware)[0] * use.count
-                for use, how in self.uses
+                self._moving(use, how.cut(use.shape, *size)) for use, how in self.uses
             )
         return self._known[size]
 
-    def _moved(self, nonzeros: int) -> int:
-        """Energy of the weights, and of computing with them; it depends on no width."""
-        return sum(
-            nonzero_energy(use.shape, self.hardware, nonzeros) * use.count for use, _ in self.uses
-        )
+    def _moving(
+        self, use: Use, shape: LayerShape, support: NDArray[np.bool_] | None = None
+    ) -> float:
+        """Energy of the activations of one use, cut to a shape."""
+        energy, _ = activation_energy(shape, self.hardware, support, widths=use.widths)
+        return energy * use.count
 
-    def _masked(self, view: View, size: tuple[int, int]) -> int:
+    def _moved(self, nonzeros: int) -> float:
+        """Energy of the weights, and of computing with them; it does not depend on the cut."""
+        total: float = 0
+        for use, _ in self.uses:
+            energy = nonzero_energy(use.shape, self.hardware, nonzeros, widths=use.widths)
+            total += energy * use.count
+        return total
+
+    def _masked(self, view: View, size: tuple[int, int]) -> float:
         """Energy of the activations where constant masks leave some of the inputs."""
-        total = 0
+        total: float = 0
         for use, how in self.uses:
             support = use.support
             if support is not None:
                 support = support[self._inputs(view, use.shape, how)]
-            shape = how.cut(use.shape, *size)
-            total += activation_energy(shape, self.hardware, support)[0] * use.count
+            total += self._moving(use, how.cut(use.shape, *size), support)
         return total
 
     def _inputs(self, view: View, shape: LayerShape, how: Arrangement) -> NDArray[np.bool_]:
@@ -228,7 +235,7 @@ class Shared:
     layer: str
     tensors: tuple[tuple[Side, ...], ...]
     constant: bool
-    weights: tuple[int, ...]
+    weights: tuple[float, ...]
 
     @property
     def lines(self) -> tuple[int, ...]:
@@ -253,7 +260,7 @@ class Shared:
 
 def merged(terms: Sequence[Term]) -> list[Term]:
     """The same sum with fewer terms: products of the same lines are one, constants left out."""
-    products: dict[tuple[int, ...], tuple[int, ...]] = {}
+    products: dict[tuple[int, ...], tuple[float, ...]] = {}
     others: list[Term] = []
     for term in terms:
         if not term.lines:
@@ -267,6 +274,6 @@ def merged(terms: Sequence[Term]) -> list[Term]:
     return [Product("", lines, weights) for lines, weights in products.items()] + others
 
 
-def one_hot(keys: Sequence[str], values: Mapping[str, int]) -> tuple[int, ...]:
+def one_hot(keys: Sequence[str], values: Mapping[str, float]) -> tuple[float, ...]:
     """`Term.weights` that are given by key; the others are 0."""
     return tuple(values.get(key, 0) for key in keys)

@@ -2,7 +2,8 @@
 
 Parameters, multiply-accumulates, nonzeros and energy depend on the number of kept units alone, and
 are bilinear in it but for the energy; where weights hold zeros or inputs are masked, also on which
-units they are. Bytes of the exported file are an upper bound that is nearly met.
+units they are. Bytes of the exported file are an upper bound that is nearly met. Energies are
+multiples of 1/256, which floats hold exactly; all that is whole is an integer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from energy_model.errors import ArgumentError, PreconditionError, UnsupportedBudget
 from energy_model.hardware import Hardware
+from energy_model.unit_prices import plain
 from passes.graph import ModelGraph
 from passes.structure.cost_terms import Product, Term, View, merged, one_hot
 from passes.structure.file_bytes import file_terms
@@ -79,7 +81,7 @@ class StructureCosts:
         whole, parts = _summed(self._all, full, count), _summed(self.terms, full, count)
         self.constant = tuple(a - b for a, b in zip(whole, parts, strict=True))
 
-    def value(self, key: str, state: State) -> int:
+    def value(self, key: str, state: State) -> int | float:
         """One cost of a keep-state, in the unit of its limit.
 
         Raises:
@@ -104,7 +106,7 @@ class StructureCosts:
             remedy=f"Name it in keys; they are {', '.join(self.keys)}.",
         )
 
-    def values(self, state: State) -> dict[str, int]:
+    def values(self, state: State) -> dict[str, int | float]:
         """All costs of a keep-state; see `value`."""
         return dict(zip(self.keys, self.tally(state).values, strict=True))
 
@@ -121,14 +123,14 @@ class StructureCosts:
         view = self._view({name: keep.copy() for name, keep in found.items()})
         return Tally(self.terms, self.constant, view)
 
-    def by_layer(self, key: str, state: State) -> dict[str, int]:
+    def by_layer(self, key: str, state: State) -> dict[str, int | float]:
         """One cost by layer; what no layer owns is under the empty name."""
         view, index = self._view(dict(state)), self.index(key)
-        found: dict[str, int] = {}
+        found: dict[str, int | float] = {}
         for term in self._all:
             if term.weights[index]:
                 part = term.weights[index] * term.value(view)
-                found[term.layer] = found.get(term.layer, 0) + part
+                found[term.layer] = plain(found.get(term.layer, 0) + part)
         return found
 
     def _view(self, state: dict[str, NDArray[np.bool_]]) -> View:
@@ -144,8 +146,8 @@ def _check_key(key: str) -> None:
         )
 
 
-def _summed(terms: Sequence[Term], view: View, count: int) -> tuple[int, ...]:
-    sums = [0] * count
+def _summed(terms: Sequence[Term], view: View, count: int) -> tuple[float, ...]:
+    sums: list[float] = [0] * count
     for term in terms:
         value = term.value(view)
         sums = [a + weight * value for a, weight in zip(sums, term.weights, strict=True)]

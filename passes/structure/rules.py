@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from passes.quantize.activations import ActivationQuantizer
 from passes.structure import layers, movement, pointwise, products
 from passes.structure.context import Rule
 
@@ -74,6 +75,7 @@ def _layer_rules() -> dict[Any, Rule]:
         nn.Embedding: layers.embedding,
         nn.MultiheadAttention: products.heads,
         nn.GLU: pointwise.gate_pair,
+        ActivationQuantizer: pointwise.elementwise,
         nn.Flatten: movement.movement(movement.nowhere),
         nn.Unflatten: movement.movement(movement.by_part_size),
         nn.PixelShuffle: movement.movement(movement.second),

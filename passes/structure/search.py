@@ -61,7 +61,7 @@ class Search:
         self._order = {name: number for number, name in enumerate(self.rankings)}
         self.tally = costs.tally({name: r.keep() for name, r in self.rankings.items()})
 
-    def exceeded(self, values: Sequence[int] | None = None) -> list[tuple[int, float]]:
+    def exceeded(self, values: Sequence[float] | None = None) -> list[tuple[int, float]]:
         """Of every limit that is exceeded, its place among the costs, and by how much.
 
         Args:
@@ -88,7 +88,7 @@ class Search:
             InfeasibleBudget: None is left that could go.
         """
         blocks = self._blocks(self.rankings, out=True)
-        saved: dict[str, list[int]] = {}
+        saved: dict[str, list[float]] = {}
         while blocks and (over := self.exceeded()):
             if per_cost:
                 for name, (units, _) in blocks.items():
@@ -151,7 +151,7 @@ class Search:
             "or zero single weights as well.",
         )
 
-    def _all_frozen(self, limit: ResolvedLimit, value: int) -> InfeasibleBudget:
+    def _all_frozen(self, limit: ResolvedLimit, value: float) -> InfeasibleBudget:
         found = self.groups.decisions
         why = [f"{decision.layer or 'the model'} {decision.why}" for decision in found]
         return InfeasibleBudget(
@@ -163,7 +163,7 @@ class Search:
             remedy="Use a method that zeros single weights, or change what keeps the channels.",
         )
 
-    def _saved(self, name: str, units: NDArray[np.int64]) -> list[int]:
+    def _saved(self, name: str, units: NDArray[np.int64]) -> list[float]:
         after = self.tally.after(name, units)
         return [a - b for a, b in zip(self.tally.values, after, strict=True)]
 
@@ -179,7 +179,7 @@ class Search:
 
 
 def _price(
-    block: _Block, saved: Sequence[int], over: Sequence[tuple[int, float]]
+    block: _Block, saved: Sequence[float], over: Sequence[tuple[int, float]]
 ) -> tuple[float, float]:
     """What a block is worth for what it saves; those that save nothing come last, by score."""
     units, score = block

@@ -35,7 +35,7 @@ class Selection:
     """
 
     state: dict[str, NDArray[np.bool_]]
-    reached: dict[str, int]
+    reached: dict[str, int | float]
 
     @property
     def kept(self) -> dict[str, int]:

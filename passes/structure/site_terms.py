@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from energy_model.hardware import Hardware
 from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph, Site, Use
+from passes.quantize.widths import weight_bits
 from passes.structure.cost_terms import (
     LayerEnergy,
     Nonzeros,
@@ -23,7 +24,7 @@ from passes.structure.lines import Lines, Side
 def site_terms(
     graph: ModelGraph, lines: Lines, hardware: Hardware, keys: Sequence[str]
 ) -> list[Term]:
-    """Multiply-accumulates, nonzeros, bits and energy of every site.
+    """Multiply-accumulates, nonzeros, bits and energy of every site, by the widths of its uses.
 
     Args:
         graph: The traced model.
@@ -82,7 +83,7 @@ def _kept_weights(
 ) -> Term:
     """Nonzeros of a site, and their bits."""
     weight = graph.weight(site)
-    each = one_hot(keys, {"nonzeros": 1, "weight_bits": weight.element_size() * 8})
+    each = one_hot(keys, {"nonzeros": 1, "weight_bits": weight_bits(graph, site)})
     counts = nonzero_counts(weight, sides)
     if counts is None and not any(side.line is not None for side in sides):
         dense = int((weight != 0).sum())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from energy_model.unit_prices import plain
 from passes.structure.cost_terms import Term, View
 
 
@@ -20,13 +21,13 @@ class Tally:
         view: The state to start from; it is changed.
     """
 
-    def __init__(self, terms: Sequence[Term], constant: Sequence[int], view: View) -> None:
+    def __init__(self, terms: Sequence[Term], constant: Sequence[float], view: View) -> None:
         self._terms, self._view = terms, view
         self._parts = [term.value(view) for term in terms]
-        sums = list(constant)
+        sums: list[float] = list(constant)
         for term, part in zip(self._terms, self._parts, strict=True):
             sums = [a + weight * part for a, weight in zip(sums, term.weights, strict=True)]
-        self._values = tuple(sums)
+        self._values = tuple(map(plain, sums))
         self._lines: dict[str, list[tuple[int, NDArray[np.int64], int]]] = {}
         self._touched: dict[str, list[int]] = {}
         for name in view.state:
@@ -50,7 +51,7 @@ class Tally:
         self._touched[name] = [i for i, t in enumerate(self._terms) if own & set(t.lines)]
 
     @property
-    def values(self) -> tuple[int, ...]:
+    def values(self) -> tuple[int | float, ...]:
         """The costs, in the order of the keys."""
         return self._values
 
@@ -63,7 +64,7 @@ class Tally:
         """The groups whose savings change when units of a group are flipped, itself included."""
         return self._neighbours[group]
 
-    def after(self, group: str, units: NDArray[Any]) -> tuple[int, ...]:
+    def after(self, group: str, units: NDArray[Any]) -> tuple[int | float, ...]:
         """What the costs would be if some units of a group were flipped.
 
         Args:
@@ -83,7 +84,7 @@ class Tally:
         for index, part in zip(self._touched[group], parts, strict=True):
             self._parts[index] = part
 
-    def _flip(self, group: str, units: NDArray[Any]) -> tuple[tuple[int, ...], list[int]]:
+    def _flip(self, group: str, units: NDArray[Any]) -> tuple[tuple[int | float, ...], list[float]]:
         """Change the view; the costs that it has now, and the terms that changed."""
         view = self._view
         keep = view.state[group]
@@ -92,7 +93,8 @@ class Tally:
         keep[units] ^= True
         for line, counts, alike in self._lines[group]:
             view.lengths[line] += alike * number if alike else int(counts[units] @ added)
-        values, parts = list(self._values), []
+        values: list[float] = list(self._values)
+        parts: list[float] = []
         for index in self._touched[group]:
             term = self._terms[index]
             part = term.value(view)
@@ -100,4 +102,4 @@ class Tally:
             change = part - self._parts[index]
             for i, weight in enumerate(term.weights):
                 values[i] += weight * change
-        return tuple(values), parts
+        return tuple(map(plain, values)), parts

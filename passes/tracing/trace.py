@@ -14,6 +14,7 @@ from energy_model.errors import PreconditionError, TraceError
 from passes.graph import Decision, Leaf, ModelGraph, Site
 from passes.inputs import Call, one_sample
 from passes.isolation import evaluating, untouched
+from passes.quantize.widths import carried
 from passes.tracing.align import Mismatch, compare, insert_modes
 from passes.tracing.observe import Observation, Product, observe
 from passes.tracing.sites import build_sites, held_parameters
@@ -87,11 +88,14 @@ def trace(model: nn.Module, call: Call, *, train: bool = True) -> ModelGraph:
 
 
 def observed_sites(graph: ModelGraph) -> tuple[Site, ...]:
-    """The sites of a rewritten graph, found by running one sample of what it runs now."""
+    """The sites of a rewritten graph, found by running one sample of what it runs now.
+
+    Widths of operands are those that the sites of the graph have.
+    """
     model = graph.runnable
     with untouched(model), evaluating(model):
         _, observation = _observe(model, graph.call)
-    return build_sites(model, observation.products, graph.leaves)
+    return carried(graph.sites, build_sites(model, observation.products, graph.leaves))
 
 
 def _observe(model: nn.Module, call: Call) -> tuple[Call, Observation]:

@@ -21,6 +21,7 @@ from bench.check_certificate import UnusableInputError, check, main
 from energy_model.hardware import load_hardware
 
 SCRIPT = Path(checker.__file__)
+PARTS = [SCRIPT, *sorted(SCRIPT.parent.glob("certificate_*.py"))]
 ORACLE = Path(__file__).parents[1] / "data" / "energy-oracle.json"
 MACS = 416520
 
@@ -267,24 +268,38 @@ def test_the_model_may_lie_elsewhere(certify, model, tmp_path):
     assert check(certificate, moved) == []
 
 
+def _run(script, *arguments, cwd):
+    command = [sys.executable, "-I", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
 def test_the_script_stands_alone(certify, tmp_path):
     """A copy runs in isolated mode, where the project's folder is not on the path."""
-    copied = shutil.copy(SCRIPT, tmp_path / "checker.py")
-    command = [sys.executable, "-I", str(copied), str(certify())]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    folder = tmp_path / "elsewhere" / "bench"
+    folder.mkdir(parents=True)
+    for path in PARTS:
+        shutil.copy(path, folder)
+    done = _run(folder / SCRIPT.name, certify(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("yes") > 20
 
 
-def test_the_script_imports_only_onnx_and_numpy():
+def test_the_script_runs_from_any_folder(certify, tmp_path):
+    done = _run(SCRIPT, certify(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_script_imports_only_onnx_and_numpy_and_its_own_parts():
     names = set()
-    for node in ast.walk(ast.parse(SCRIPT.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names.add(node.module.partition(".")[0])
-    assert names - set(sys.stdlib_module_names) == {"numpy", "onnx"}
+    for path in PARTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                names.add(node.module)
+    foreign = {n for n in names if n.partition(".")[0] not in {*sys.stdlib_module_names, "numpy"}}
+    assert foreign - {"onnx"} == {f"bench.{path.stem}" for path in PARTS[1:]}
 
 
 def test_half_precision_weights_count_their_stored_bits(tmp_path):

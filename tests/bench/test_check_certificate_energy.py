@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from bench.check_certificate import ENERGY, Graph, UnusableInputError, _totals
+from bench.certificate_energy import ENERGY
+from bench.certificate_energy import totals as summed
+from bench.certificate_files import Graph, energy_of
 from energy_model import LayerShape, layer_energy, load_hardware
 
 ORACLE = Path(__file__).parents[1] / "data" / "energy-oracle.json"
@@ -21,7 +23,10 @@ HARDWARE = EYERISS.to_dict()
 
 
 def totals(proto, hardware=HARDWARE):
-    return _totals(list(Graph(proto).uses()), hardware)
+    graph = Graph(proto)
+    found = summed(energy_of(use, hardware) for use in graph.uses())
+    assert not graph.unread
+    return found
 
 
 def expected(shape, hardware=EYERISS, counts=None):
@@ -231,7 +236,7 @@ def test_a_shared_weight_counts_once_and_costs_twice():
         helper.make_node("MatMul", ["h", "t"], ["y"]),
     ]
     graph = Graph(build.model(nodes, {"w": build.every_other(4, 4)}, ("x", ("n", 4))))
-    found = _totals(list(graph.uses()), HARDWARE)
+    found = summed(energy_of(use, HARDWARE) for use in graph.uses())
     assert {name: weight.nonzeros for name, weight in graph.weights.items()} == {"w": 8}
     single = totals(build.layer("MatMul", build.every_other(4, 4), ("n", 4)))
     assert found == {key: 2 * value for key, value in single.items()}
@@ -286,8 +291,14 @@ def test_a_recurrent_layer_is_charged_per_step(directions, op, gates):
     assert found == {key: directions * (kernel[key] + steps * recurrence[key]) for key in found}
 
 
-def test_what_cannot_be_recounted_is_refused():
-    with pytest.raises(UnusableInputError, match="unknown at batch 1"):
-        totals(build.layer("MatMul", build.ones(4, 5), ("n", "tokens", 4)))
-    with pytest.raises(UnusableInputError, match="padding to the runtime"):
-        totals(build.layer("Conv", build.ones(3, 2, 3), ("n", 2, 6), auto_pad="SAME_UPPER"))
+def unread(proto):
+    graph = Graph(proto)
+    assert list(graph.uses()) == []
+    return {node.why: node.weights for node in graph.unread.values()}
+
+
+def test_what_cannot_be_recounted_is_named():
+    [why] = unread(build.layer("MatMul", build.ones(4, 5), ("n", "tokens", 4)))
+    assert why == "the shape of 'y' is unknown at batch 1"
+    [why] = unread(build.layer("Conv", build.ones(3, 2, 3), ("n", 2, 6), auto_pad="SAME_UPPER"))
+    assert "padding to the runtime" in why

@@ -20,16 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import transform
-from bench.check_certificate import (
-    ENERGY,
-    Graph,
-    _limit_rows,
-    _totals,
-    check,
-    energy_of,
-    main,
-    recount,
-)
+from bench.certificate_energy import ENERGY, PARTS, energy_of
+from bench.certificate_energy import totals as summed
+from bench.certificate_files import Graph
+from bench.check_certificate import _limit_rows, check, main, recount
 from bench.zoo.lenet5 import lenet5
 from energy_model import LayerShape, layer_energy, load_hardware
 from export.dense import write_dense
@@ -42,11 +36,14 @@ from transform.training.config import TrainConfig
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "energy-oracle.json").read_text())
 EYERISS = load_hardware("eyeriss")
 HARDWARE = EYERISS.to_dict()
-PARTS = {"weights": "W", "compute": "C", "compute_relaxed": "rC", "activations": "X"}
+KINDS = {"weights": "W", "compute": "C", "compute_relaxed": "rC", "activations": "X"}
 
 
 def totals(proto, hardware=HARDWARE):
-    return _totals(list(Graph(proto).uses()), hardware)
+    graph = Graph(proto)
+    found = summed(energy_of(use, hardware) for use in graph.uses())
+    assert not graph.unread
+    return found
 
 
 def masked(op, weight, mask, shape, *, order=("x", "m"), **attributes):
@@ -83,7 +80,7 @@ def test_the_exported_lenet5_counts_what_the_oracle_says(masked_lenet5, variant,
     uses = list(Graph(onnx.load(written.path)).uses())
     for use, row in zip(uses, rows, strict=True):
         counted = energy_of(use, HARDWARE)
-        assert {part: counted[part] for part in PARTS} == {p: row[k] for p, k in PARTS.items()}
+        assert {p: counted[p] / PARTS for p in KINDS} == {p: row[k] for p, k in KINDS.items()}
     found = recount(written.path, HARDWARE)
     assert (found.energy["exact"], found.energy["relaxed"]) == {
         "x50": (16023544, 16559944),
@@ -105,7 +102,7 @@ def test_alexnet_oracle(place, variant):
     mask = build.every_other(c, h, w)
     attributes = {"strides": [s, s], "pads": [p] * 4}
     found = totals(masked("Conv", weight, mask, ("n", c, h, w), **attributes))
-    assert {part: found[part] for part in PARTS} == {p: row[key] for p, key in PARTS.items()}
+    assert {p: found[p] for p in KINDS} == {p: row[key] for p, key in KINDS.items()}
 
 
 sizes = st.integers(1, 3)
@@ -257,14 +254,15 @@ def test_masks_are_found_through_views(name):
     assert totals(build.model(nodes, constants, ("x", SHAPE))) == HALF
 
 
-def test_a_repeated_channel_is_no_mask():
+def test_a_repeated_channel_is_a_mask_of_all_of_them():
     nodes = [
         helper.make_node("Expand", ["m", "sample"], ["s"]),
         helper.make_node("Mul", ["x", "s"], ["h"]),
         helper.make_node("Conv", ["h", "w"], ["y"]),
     ]
     constants = {"m": MASK[:1], "w": WEIGHT, "sample": np.array([2, 6, 6], dtype=np.int64)}
-    assert totals(build.model(nodes, constants, ("x", SHAPE))) == DENSE
+    repeated = masked("Conv", WEIGHT, np.repeat(MASK[:1], 2, axis=0), SHAPE)
+    assert totals(build.model(nodes, constants, ("x", SHAPE))) == totals(repeated)
 
 
 @pytest.mark.parametrize(

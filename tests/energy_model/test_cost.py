@@ -10,6 +10,7 @@ from energy_model.cost import Cost, CostTable
 from energy_model.energy import Energy, layer_energy
 from energy_model.errors import ArgumentError
 from energy_model.hardware import Hardware, load_hardware
+from energy_model.widths import Widths
 
 EYERISS = load_hardware("eyeriss")
 
@@ -84,6 +85,56 @@ def test_round_trip_through_json() -> None:
     assert Cost.from_dict(values["total"]) == table.total
 
 
+def test_tables_of_before_there_were_widths() -> None:
+    table = network("lenet5")
+    values = table.to_dict()
+    for row in (*values["rows"], values["total"]):
+        del row["charged"], row["widths"]
+    assert CostTable.from_dict(values) == table
+    assert "32/16" in str(CostTable.from_dict(values))
+
+
+def test_stored_and_charged_bits() -> None:
+    first, *_ = network("lenet5").rows
+    narrow = replace(first, bits=4, charged=4, widths=Widths(4, 8, 8), nonzeros=30)
+    other = replace(first, name="b", bits=32, charged=16, nonzeros=10)
+    table = CostTable((narrow, other), EYERISS)
+    assert CostTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert table.to_dict()["rows"][0]["widths"] == {"weights": 4, "inputs": 8, "outputs": 8}
+    assert (table.total.bits, table.total.charged) == (11, 7)
+    assert table.total.widths == Widths()
+    lines = [line.split() for line in str(table).splitlines()]
+    assert [line[5] for line in lines if line[:1] == [first.name]] == ["4/4"]
+    assert [line[5] for line in lines if line[:1] == ["b"]] == ["32/16"]
+    assert "11/7" in str(table)
+    assert "stored/charged" in str(table)
+    # One row that does not say leaves the sum unsaid.
+    unsaid = replace(other, name="c", charged=None)
+    assert CostTable((narrow, unsaid), EYERISS).total.charged is None
+
+
+def test_rows_of_narrow_operands_add_exactly() -> None:
+    energy = Energy(0.5, 0.25, 0.5, 1.75)
+    row = Cost("a", 1, 1, 1, 8, energy, 1.75, 3, charged=8)
+    total = Cost.total([row, replace(row, name="b")])
+    assert (total.floor, total.energy.relaxed, total.dense) == (3.5, 5.5, 6)
+    four = Cost.total([total, total])
+    assert isinstance(four.floor, int)
+    assert Cost.from_dict(json.loads(json.dumps(total.to_dict()))) == total
+
+
+def test_joules_are_printed_where_they_are_known() -> None:
+    table = network("lenet5", load_hardware("horowitz"))
+    text = str(table)
+    joules = table.total.energy.relaxed * 1e-14
+    assert f"({table.total.energy.exact * 1e-14 * 1e6:.4g} uJ, {joules * 1e6:.4g} uJ)" in text
+    assert "multiples of 10 fJ, per sample; hardware horowitz" in text
+    assert table.to_dict()["unit"] == "multiples of 10 fJ"
+    assert max(map(len, text.splitlines())) <= 110
+    assert all("uJ" in line for line in text.splitlines() if line.startswith("features."))
+    assert "J" not in str(network("lenet5")).replace("JSON", "")
+
+
 @pytest.mark.parametrize("part", ["rows", "hardware"])
 def test_table_that_lacks_a_part(part: str) -> None:
     values = network("lenet5").to_dict()
@@ -92,9 +143,11 @@ def test_table_that_lacks_a_part(part: str) -> None:
         CostTable.from_dict(values)
 
 
-@pytest.mark.parametrize("change", [{"speed": 3}, {"energy": None}])
+@pytest.mark.parametrize(
+    "change", [{"speed": 3}, {"energy": None}, {"widths": {"depth": 3}}, {"widths": {"inputs": 0}}]
+)
 def test_row_that_cannot_be_read(change: dict) -> None:
-    with pytest.raises(ArgumentError, match="not a cost"):
+    with pytest.raises(ArgumentError, match=r"not a cost|inputs of 0 bits"):
         Cost.from_dict({**network("lenet5").rows[0].to_dict(), **change})
 
 
@@ -106,12 +159,12 @@ def test_printed_table() -> None:
     assert max(map(len, lines)) <= 110
     (row,) = [line for line in lines if line.startswith("features.3 ")]
     assert row.split() == [
-        *("features.3", "64x27x27>192", "k5", "p2", "307.2k", "100.0%", "32"),
+        *("features.3", "64x27x27>192", "k5", "p2", "307.2k", "100.0%", "32/16"),
         *("14.7", "2.4", "1.2", "4.98G", "5.038G", "18.4%"),
     ]
     (total,) = [line for line in lines if line.startswith("total ") and "exact" not in line]
     assert total.split() == [
-        *("total", "61.09M", "100.0%", "32", "88.1", "7.8", "4.1", "27.28G", "27.45G", "100.0%")
+        *("total", "61.09M", "100.0%", "32/16", "88.1", "7.8", "4.1", "27.28G", "27.45G", "100.0%")
     ]
     assert "exact 27,276,494,376, relaxed 27,445,303,656" in text
     assert "multiples of one MAC's energy" in text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,39 @@ def test_eyeriss_is_the_default_and_knows_no_joules() -> None:
 
 def test_every_profile_loads_under_its_own_name() -> None:
     assert [load_hardware(name).name for name in hardware_profiles()] == list(hardware_profiles())
+
+
+def test_horowitz_is_what_its_sources_say() -> None:
+    horowitz = load_hardware("horowitz")
+    unit = Fraction(str(horowitz.joules_per_mac))
+    pico = Fraction(1, 10**12)
+
+    def picojoules(price: int) -> float:
+        return float(price * unit / pico)
+
+    # ISSCC 2014: 1300 and 20 pJ for 64 bits of DRAM and of 32 KB.
+    assert picojoules(horowitz.dram_energy) == 1300 * 16 / 64
+    assert picojoules(horowitz.cache_energy) == 20 * 16 / 64
+    assert horowitz.input_cache_bytes == horowitz.weight_cache_bytes == 32 * 1024
+    # The fit meets the table's multipliers; 0.1 pJ is its 32-bit addition.
+    multiply = {b: 0.002994791667 * b**2 + 0.001041666667 * b for b in (8, 16, 32)}
+    assert multiply[8] == pytest.approx(0.2)
+    assert multiply[32] == pytest.approx(3.1)
+    mac = multiply[16] + 0.1
+    assert picojoules(horowitz.rf_energy) == pytest.approx(mac, rel=0.005)
+    assert picojoules(horowitz.mac_energy) == pytest.approx(3 * mac, abs=0.005)
+    # An 8-bit multiplication is charged a quarter of that of words, and the table agrees.
+    assert multiply[8] / multiply[16] == pytest.approx(1 / 4, rel=0.03)
+    assert "Horowitz" in horowitz.source
+
+
+def test_units_and_joules() -> None:
+    eyeriss, horowitz = load_hardware("eyeriss"), load_hardware("horowitz")
+    assert eyeriss.unit == "multiples of one MAC's energy"
+    assert horowitz.unit == "multiples of 10 fJ"
+    assert eyeriss.joules(5.0) is None
+    assert horowitz.joules(3e8) == pytest.approx(3e-6)
+    assert eyeriss.replace(joules_per_mac=2e-12).unit == "multiples of 2 pJ"
 
 
 def test_forms_of_a_profile(tmp_path: Path) -> None:

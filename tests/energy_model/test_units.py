@@ -102,3 +102,5 @@ def test_texts_for_people() -> None:
     assert counts == ["0", "999", "61.47k", "1M", "27.45G", "1e+05T"]
     assert [units.format_bytes(n) for n in (12, 244_403_660)] == ["12 B", "244.4 MB"]
     assert [units.format_seconds(t) for t in (2.5, 0.0032, 5e-5)] == ["2.5 s", "3.2 ms", "50 us"]
+    joules = [units.format_joules(e) for e in (0, 1e-14, 999.96e-9, 0.00234, 2.5e-6, 5000)]
+    assert joules == ["0 fJ", "10 fJ", "1 uJ", "2.34 mJ", "2.5 uJ", "5000 J"]

@@ -345,7 +345,7 @@ def test_the_certificate_is_checked_from_the_file_alone(certified):
 
 def test_an_unknown_form_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="unknown form"):
-        transform.result.require_form("rows")
+        transform.forms.require_form("rows")
 
 
 def changed(export, tmp_path, change):

@@ -187,6 +187,7 @@ def test_one_infeasible_limit_of_two_is_named():
 
 SINGLE_WEIGHTS = ("energy", "magnitude")
 NOBODY = ("archive", "latency", "ram")
+STRUCTURED = "bn_gamma, l1, l2, random, taylor"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,8 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
     message = str(caught.value)
     assert repr(key) in message
     served = "Limits that are served: energy, macs, nonzeros, params, size, weight_bits"
-    assert (served if key in NOBODY else "These do: bn_gamma, l1, l2, random, taylor") in message
+    others = "bn_gamma, l1, l2, quantize, random, taylor" if key == "size" else STRUCTURED
+    assert (served if key in NOBODY else f"These do: {others}") in message
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,9 @@ Examples:
   transform compress bench.zoo:lenet5 --weights weights/mnist_lenet5.pt \\
       --data mnist:size=32 --data-root data --budget "energy<=17%" \\
       --epochs 5 --train-set lr=0.001 --train-set distill=0.5 --out small
+  transform compress bench.zoo:resnet20 --weights weights/cifar10_resnet20_jpeg.pt \\
+      --data cifar10-jpeg:normalize=imagenet --data-root data --one-shot \\
+      --budget "weight_bits<=25%" --method quantize --out small
 
 {EXIT_CODES}
 """,
@@ -123,6 +126,7 @@ def compress(
     epochs: options.Epochs = None,
     train_settings: options.TrainSettings = None,
     layers: options.LayerRules = None,
+    reconstruct: options.Reconstruct = None,
     keep_shapes: options.KeepShapes = False,
     data_root: options.DataRoot = None,
     resume: options.Resume = True,
@@ -158,6 +162,7 @@ def compress(
         example_inputs=examples,
         method=chosen,
         layers=rules,
+        reconstruct=reconstruct,
         keep_shapes=keep_shapes,
         hardware=profile,
         train=how,
@@ -201,6 +206,13 @@ def export(
     print(f"largest error   {written.max_abs_error:.3g} of any output, against torch")
     if written.top1_agreement is not None:
         print(f"same top class  {written.top1_agreement:.2%} of the probe's rows")
+    for mode, error in written.modes.items():
+        print(f"  {mode:<14}{error:.3g}")
+    if written.census:
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(written.census.items()))
+        print(f"runs as         {counted}")
+    for note in written.notes:
+        print(f"note            {note}")
     print(f"certificate     {written.certificate}")
 
 

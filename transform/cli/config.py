@@ -20,16 +20,27 @@ _SCALARS: dict[Any, type[int | float | str]] = {int: int, float: float, str: str
 _WORDS = {"none": None, "true": True, "false": False}
 
 
-def configure(method: str, settings: Sequence[str]) -> str | MethodConfig:
+def configure(
+    method: str, settings: Sequence[str]
+) -> str | MethodConfig | list[str | MethodConfig]:
     """The `method=` of `compress`: the name itself, or its configuration with some fields set.
 
     Args:
-        method: A method's name or `"auto"`.
-        settings: `key=value`, each a field of the method's configuration class.
+        method: A method's name or `"auto"`, or several names with commas between.
+        settings: `key=value`, each a field of the method's configuration class; of several methods
+            `name.key=value`.
 
     Raises:
         ArgumentError: An unknown method, field or value, or fields of no particular method.
     """
+    names = [name.strip() for name in method.split(",")]
+    if len(names) > 1:
+        own = _settings_of_each(names, settings)
+        return [_configured(name, own[name]) for name in names]
+    return _configured(method, settings)
+
+
+def _configured(method: str, settings: Sequence[str]) -> str | MethodConfig:
     if not settings:
         return method
     if method == "auto":
@@ -42,6 +53,21 @@ def configure(method: str, settings: Sequence[str]) -> str | MethodConfig:
     return spec.config(
         **read_settings(spec.config, settings, "--set", f"option of method {spec.name!r}")
     )
+
+
+def _settings_of_each(names: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
+    """Settings by the method that they name: `quantize.weights=4`."""
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        name, dot, rest = setting.partition(".")
+        if not dot or name not in own:
+            raise ArgumentError(
+                f"{setting!r} does not say which method it is of",
+                where="--set",
+                remedy=f"Write METHOD.key=value; the methods are {', '.join(names)}.",
+            )
+        own[name].append(rest)
+    return own
 
 
 def training(

@@ -80,14 +80,20 @@ Weights = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str, typer.Option(metavar="NAME", help="A name out of `transform methods`, or auto.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="A name out of `transform methods`, or auto; several with commas between work one "
+        "after another.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Option of the method; may be repeated. See `transform methods`.",
+        help="Option of the method; may be repeated. See `transform methods`. With several methods "
+        "write METHOD.KEY=VALUE.",
     ),
 ]
 Seed = Annotated[
@@ -113,11 +119,21 @@ KeepShapes = Annotated[
         "--keep-shapes", help="Leave channels in place that are dead when the method is finished."
     ),
 ]
+Reconstruct = Annotated[
+    bool | None,
+    typer.Option(
+        "--reconstruct/--no-reconstruct",
+        help="Fit every layer's outputs to those of the original on some batches of --data, in "
+        "closed form, without labels. By default only where the data has none.",
+    ),
+]
 Form = Annotated[
     str,
     typer.Option(
         metavar="FORM",
-        help="How weights are stored: auto or dense (ordinary floats; zeros stay in the file), or "
+        help="How weights are stored: auto (of what keeps the budget the form that was measured to "
+        "be fastest), dense (ordinary floats; zeros stay in the file), qdq (integers, for "
+        "quantized models), sparse (gaps and values; smaller, not faster), sparse_initializers, or "
         "column_groups (only the columns that each group of rows keeps).",
     ),
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from energy_model.errors import ArgumentError, CompressionError
+from passes.methods.chain import chain_spec
 from passes.methods.config import MethodConfig
 from passes.methods.registry import find_method
 from transform.training.config import TrainConfig
@@ -101,8 +102,13 @@ def named(name: str) -> Iterator[None]:
 
 
 def read_method(values: Any) -> tuple[MethodConfig, str, Mapping[str, Any]]:
-    """A method's configuration, what it is called in tables, and how it alone is trained."""
+    """A method's configuration, what it is called in tables, and how it alone is trained.
+
+    Several methods that work one after another are written as `chain: [{name: ...}, ...]`.
+    """
     given = dict(mapping_of(values, "method"))
+    if "chain" in given:
+        return _read_chain(given)
     name, label = str(given.pop("name", "")), given.pop("label", None)
     train = mapping_of(given.pop("train", {}), "method.train")
     with named("method"):
@@ -110,6 +116,21 @@ def read_method(values: Any) -> tuple[MethodConfig, str, Mapping[str, Any]]:
         config = spec.config.from_dict(given)
     told = ", ".join(f"{key} {value}" for key, value in given.items())
     return config, str(label or (f"{name} ({told})" if told else name)), train
+
+
+def _read_chain(given: dict[str, Any]) -> tuple[MethodConfig, str, Mapping[str, Any]]:
+    stages, label = given.pop("chain"), given.pop("label", None)
+    train = mapping_of(given.pop("train", {}), "method.train")
+    if not isinstance(stages, list) or given:
+        raise ArgumentError(
+            f"{stages!r} with {sorted(given)} is no chain of methods",
+            where="method.chain",
+            remedy="Write chain: [{name: l2}, {name: quantize}], and fields within its stages.",
+        )
+    found = [read_method(stage) for stage in stages]
+    with named("method.chain"):
+        _, config = chain_spec([config for config, _, _ in found])
+    return config, str(label or " + ".join(name for _, name, _ in found)), train
 
 
 def mapping_of(values: Any, where: str) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from energy_model.errors import ArgumentError, StorageError
 from passes.methods.base import Method, MethodSpec
 from passes.methods.config import MethodConfig
-from passes.methods.registry import find_method, methods
+from passes.methods.registry import methods
 from passes.storage.tree import pack_tree
 from transform.compress import compress
 from transform.fingerprint import state_digest
@@ -54,12 +54,24 @@ def _kill() -> None:
 class _Batches:
     """Labelled batches; a run may be stopped in the middle of its second epoch.
 
-    A look at the first batch is no pass; a method that needs labels reads them once beforehand.
+    A look at the first batch is no pass; some methods read all of them before training.
+
+    Args:
+        items: The batches.
+        stop: Called in the middle of the second epoch, or `None`.
+        before: Passes before training.
     """
 
-    def __init__(self, items: Sequence[Any], stop: Callable[[], None] | None, before: int) -> None:
+    def __init__(
+        self, items: Sequence[Any], stop: Callable[[], None] | None, before: int = 0
+    ) -> None:
         self._items, self._stop = items, stop
         self._passes = -before
+
+    @property
+    def passes(self) -> int:
+        """Passes so far, without those before training."""
+        return self._passes
 
     def __len__(self) -> int:
         return len(self._items)
@@ -75,22 +87,38 @@ class _Batches:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A small training run, that can be stopped."""
+    """A small training run, that can be stopped.
+
+    Attributes:
+        config: The method.
+        model: What is compressed.
+        example: Inputs of the model.
+        budget: The limit.
+        before: How often the method reads all data before training.
+    """
 
     config: MethodConfig
     model: nn.Module
     example: Tensor
     budget: str
+    before: int = 0
 
     def run(self, out: Path | None = None, stop: Callable[[], None] | None = None) -> Compressed:
         """Train under the budget; with `out`, from the checkpoint there on, if there is one."""
-        data = self._data()
-        spec, _ = find_method(self.config)
+        return self._run(_Batches(self._data(), stop, self.before), out)
+
+    def counted(self) -> tuple[Compressed, int]:
+        """Train, and count how often the method reads the data before."""
+        batches = _Batches(self._data(), None)
+        result = self._run(batches, None)
+        return result, batches.passes - sum(row["event"] == "trained" for row in result.history)
+
+    def _run(self, batches: _Batches, out: Path | None) -> Compressed:
         return compress(
             self.model,
             self.budget,
-            _Batches(data, stop, int("labels" in spec.needs)),
-            valid=data[:2],
+            batches,
+            valid=self._data()[:2],
             example_inputs=self.example,
             method=self.config,
             train=_TRAIN,
@@ -119,13 +147,18 @@ def _traits(result: Compressed) -> dict[str, str]:
 
 def check_resumed(spec: MethodSpec, trial: Trial, where: str) -> Trial:
     """Stop a run in every epoch but the first; returns the run, within a budget that can be met."""
+    passes: list[int] = []
 
     def run(budget: Any) -> Compressed:
-        tried = replace(trial, budget=budget)
-        return unchanged(trial.model, where, tried.run)
+        def counted() -> Compressed:
+            result, before = replace(trial, budget=budget).counted()
+            passes.append(before)
+            return result
+
+        return unchanged(trial.model, where, counted)
 
     whole = feasible(run, trial.budget, where)
-    reachable = replace(trial, budget=str(whole.limits[0].limit))
+    reachable = replace(trial, budget=str(whole.limits[0].limit), before=passes[-1])
     with (
         tempfile.TemporaryDirectory(prefix="transform-check-") as folder,
         _watched_state(spec.method, where),
@@ -241,6 +274,7 @@ def _in_a_process(
         "config": trial.config.to_dict(),
         "budget": trial.budget,
         "out": str(out),
+        "before": trial.before,
         "stop": stop,
         "threads": torch.get_num_threads(),
     }
@@ -273,6 +307,7 @@ def child() -> None:
     if spec is None or _full_name(spec.method) != task["class"]:
         sys.exit(_NOT_FOUND)
     model, example = next(small_models())
-    trial = Trial(spec.config.from_dict(task["config"]), model, example, task["budget"])
+    config = spec.config.from_dict(task["config"])
+    trial = Trial(config, model, example, task["budget"], task["before"])
     result = trial.run(Path(task["out"]), _kill if task["stop"] else None)
     print(json.dumps(_traits(result)))

@@ -7,8 +7,11 @@ from torch.nn.utils import parametrizations
 from energy_model.energy import activation_energy, layer_energy, nonzero_energy
 from energy_model.hardware import Hardware, load_hardware
 from energy_model.shapes import LayerShape
+from energy_model.widths import Widths
 from passes.analysis.costs import FALLBACK, cost_table
 from passes.inputs import as_call
+from passes.quantize.encoding import Encoding
+from passes.quantize.widths import with_widths
 from passes.tracing.trace import trace
 
 EYERISS = load_hardware("eyeriss")
@@ -57,6 +60,29 @@ def test_zeros_of_the_weights_count():
 def test_bits_are_those_of_the_stored_weight():
     table = cost_table(graph_of(convnet().half(), torch.randn(3, 2, 6, 6).half()), EYERISS)
     assert [row.bits for row in table.rows] == [16, 16]
+
+
+def test_a_quantized_model_stores_its_codes_and_its_base_stays_the_original():
+    graph = graph_of(convnet(), torch.randn(3, 2, 6, 6))
+    dense = cost_table(graph, EYERISS)
+    graph.encodings = {"0": Encoding(4, torch.ones(4, 1))}
+    graph.sites = with_widths(graph.sites, {"0": Widths(4, 8, 8), "3": Widths(None, 8)})
+    table = cost_table(graph, EYERISS)
+    conv, fc = table.rows
+    assert [(row.bits, row.charged) for row in table.rows] == [(4, 4), (32, 16)]
+    assert [row.widths for row in table.rows] == [Widths(4, 8, 8), Widths(None, 8)]
+    assert conv.energy == layer_energy(CONV, EYERISS, widths=Widths(4, 8, 8))
+    assert fc.energy == layer_energy(FC, EYERISS, widths=Widths(None, 8))
+    for row in table.rows:
+        assert row.floor == row.energy.activations
+        assert row.dense == dense[row.name].dense > row.energy.relaxed
+    assert table.total.dense == dense.total.dense
+
+
+def test_energy_charges_what_uses_are_told_whatever_is_stored():
+    graph = graph_of(convnet().double(), torch.randn(3, 2, 6, 6).double())
+    graph.sites = with_widths(graph.sites, {"0": Widths(8), "3": Widths(64)})
+    assert [(row.bits, row.charged) for row in cost_table(graph, EYERISS)] == [(64, 8), (64, 16)]
 
 
 def test_computed_weights_are_charged_as_dense():

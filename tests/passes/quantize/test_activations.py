@@ -47,8 +47,9 @@ def test_ties_go_to_even_as_in_onnx() -> None:
     assert quantizer(given_values).tolist() == [0.0, 2.0, 2.0, 4.0]
 
 
-def test_gradients_pass_where_nothing_is_clipped() -> None:
-    quantizer = ActivationQuantizer(8)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_pass_where_nothing_is_clipped(training: bool) -> None:
+    quantizer = ActivationQuantizer(8).train(training)
     quantizer.set_range(0.0, 1.0)
     values = torch.tensor([-1.0, 0.2, 0.9, 7.0], requires_grad=True)
     quantizer(values).sum().backward()

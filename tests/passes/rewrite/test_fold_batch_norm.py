@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from passes.inputs import as_call
+from passes.quantize.encoding import Encoding, largest_code, snap
 from passes.rewrite.fold_batch_norm import fold_batch_norms
 from passes.tracing.trace import equal_outputs, trace
 
@@ -250,3 +251,51 @@ def test_a_fold_that_is_wrong_would_be_seen():
         module.get_submodule("0").bias[0] += 1e-6
     x = image()
     assert not torch.allclose(module(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def on_grid(layer, axis, bits=5):
+    matrix = layer.weight.detach().float().movedim(axis, 0).flatten(1)
+    scale = matrix.abs().amax(1, keepdim=True) / largest_code(bits)
+    encoding = Encoding(bits, snap(scale), axis)
+    layer.float()
+    with torch.no_grad():
+        layer.weight.copy_(encoding.nearest(layer.weight))
+    return encoding
+
+
+CODED = [name for name in FOLDED if name not in ("residual", "one norm after two layers")]
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_folding_keeps_levels_legal(name):
+    model, inputs, paths = FOLDED[name]
+    model = used(copy.deepcopy(model)).float()
+    axis = int("transposed" in name)
+    encoding = on_grid(model[0], axis)
+    codes = encoding.codes(model[0].weight)
+    graph = trace(copy.deepcopy(model), as_call(model, inputs.float()))
+    module, encodings = graph.graph_module.eval(), {"0": encoding}
+    found = fold_batch_norms(module, flat_layers(model, inputs.float()), encodings)
+    weight = module.get_submodule("0").weight
+    if "transposed" in name and "groups" in name:  # a row's scale would serve several channels
+        assert found == []
+        assert encodings == {"0": encoding}
+        return
+    assert found == paths
+    folded_encoding = encodings["0"]
+    assert folded_encoding.holds(weight)
+    assert torch.equal(folded_encoding.codes(weight).abs(), codes.abs())
+    torch.testing.assert_close(module(inputs.float()), model(inputs.float()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_that_a_norm_all_but_silences_becomes_zero():
+    model = used(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))).float()
+    encoding = on_grid(model[0], 0)
+    with torch.no_grad():
+        model[1].weight[2] = 1e-38
+    graph = trace(copy.deepcopy(model), as_call(model, image().float()))
+    encodings = {"0": encoding}
+    fold_batch_norms(graph.graph_module.eval(), frozenset(), encodings)
+    weight = graph.graph_module.get_submodule("0").weight
+    assert int(torch.count_nonzero(weight[2])) == 0 < int(torch.count_nonzero(weight[1]))
+    assert encodings["0"].holds(weight)

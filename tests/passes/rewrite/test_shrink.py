@@ -18,6 +18,7 @@ from energy_model.hardware import load_hardware
 from export.dense import write_dense
 from passes.graph import LayerRule
 from passes.inputs import as_call
+from passes.quantize.encoding import Encoding
 from passes.rewrite.gates import insert_gates
 from passes.rewrite.input_masks import attach_input_masks
 from passes.rewrite.shrink import shrink
@@ -133,6 +134,25 @@ def test_parts_of_a_weight_keep_their_names_and_rules():
     assert [site.name for site in small.sites][:3] == names
     assert [(site.start, site.size) for site in small.sites][:3] == [(0, 48), (48, 48), (96, 48)]
     assert small.rules == {names[1]: rule}
+
+
+def test_parts_of_a_quantized_weight_keep_their_scales():
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x * 2, x * 3, need_weights=False)[0])
+
+    graph, groups = traced(Crossed(), torch.randn(2, 7, 12, dtype=torch.float64))
+    names = [f"attention.in_proj_weight[{a}:{a + 12}]" for a in (0, 12, 24)]
+    rows = 2.0 ** -torch.arange(36, dtype=torch.float32).view(-1, 1)
+    graph.encodings = {n: Encoding(4, r) for n, r in zip(names, rows.split(12), strict=True)}
+    small = shrunk(graph, groups, {"attention": np.array([False, True, False])})
+    for name, start in zip(names, (4, 16, 28), strict=True):
+        assert torch.equal(small.encodings[name].scale, rows[start : start + 4])
 
 
 def test_one_decision_for_each_group_that_lost_units():

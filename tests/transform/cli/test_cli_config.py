@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from energy_model.errors import ArgumentError
 from passes.methods.energy_projection import EnergyProjection
 from passes.methods.magnitude import Magnitude
+from passes.methods.quantize_config import Quantize
 from passes.methods.registry import methods
 from transform.cli.config import configure, defaults, parse_value
 
@@ -82,3 +83,18 @@ def test_narrow_types_come_before_text():
 def test_a_type_that_no_option_can_have_is_refused():
     with pytest.raises(ArgumentError, match="not allowed"):
         parse_value("1,2", list[int], "x")
+
+
+def test_several_methods_stand_with_commas_and_their_settings_with_names() -> None:
+    assert configure("l2,quantize", []) == ["l2", "quantize"]
+    settings = ["quantize.weights=4", "quantize.activations=none", "magnitude.scope=layer"]
+    assert configure("magnitude, quantize", settings) == [
+        Magnitude(scope="layer"),
+        Quantize(weights=4, activations=None),
+    ]
+
+
+@pytest.mark.parametrize("setting", ["weights=4", "l1.scope=layer", "quantize"])
+def test_settings_of_several_methods_must_name_theirs(setting: str) -> None:
+    with pytest.raises(ArgumentError, match="which method it is of"):
+        configure("l2,quantize", [setting])

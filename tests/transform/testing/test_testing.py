@@ -18,6 +18,7 @@ from energy_model.errors import ArgumentError, InfeasibleBudget, PostconditionEr
 from passes.methods import magnitude, registry
 from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
+from passes.methods.quantize_config import Quantize
 from passes.methods.registry import find_method
 from passes.rewrite.masks import attach_masks
 from transform.result import Compressed
@@ -219,7 +220,13 @@ def without_onnx(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kill"),
-    [("energy", True), ("magnitude", False), (magnitude.Magnitude(scope="layer"), False)],
+    [
+        ("energy", True),
+        ("magnitude", False),
+        (magnitude.Magnitude(scope="layer"), False),
+        ("quantize", True),
+        (Quantize(weights="auto", activations=None), False),
+    ],
 )
 def test_our_own_methods_keep_the_contract(method, kill):
     check_method(method, kill=kill)

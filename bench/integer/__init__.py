@@ -1,0 +1,1 @@
+"""What integer inference is worth: accuracy, latency and bytes of real files, side by side."""

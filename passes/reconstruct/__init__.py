@@ -1,0 +1,1 @@
+"""Compression after training, with inputs alone: layers are refitted in closed form."""

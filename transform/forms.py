@@ -1,0 +1,64 @@
+"""The forms in which a result can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from energy_model.errors import ArgumentError
+from energy_model.hardware import Hardware
+from energy_model.resolved import ResolvedLimit
+from passes.graph import ModelGraph
+
+if TYPE_CHECKING:
+    from export.dense import Written
+
+FORMS = ("auto", "dense", "qdq", "sparse", "sparse_initializers", "column_groups")
+
+
+def require_form(form: str) -> None:
+    """Raise for a form that no exporter writes."""
+    if form not in FORMS:
+        raise ArgumentError(
+            f"unknown form {form!r}", where="form", remedy=f"One of {', '.join(FORMS)}."
+        )
+
+
+def write(
+    graph: ModelGraph,
+    hardware: Hardware,
+    path: Path,
+    form: str,
+    limits: Sequence[ResolvedLimit] = (),
+) -> Written:
+    """Write a finished model in a form; see `Compressed.export`.
+
+    Args:
+        graph: A graph whose methods are finalized.
+        hardware: For the recount of energy.
+        path: Where the file goes.
+        form: One of `FORMS`.
+        limits: What the form `"auto"` must keep.
+
+    Raises:
+        ArgumentError: Unknown form.
+        ExportError: The model has no such form.
+        ParityError: The file disagrees with the model.
+        StorageError: The file cannot be written.
+    """
+    require_form(form)
+    if form == "auto" and graph.encodings:
+        from transform.fastest_form import write_fastest
+
+        return write_fastest(graph, hardware, path, limits)
+    from export.column_groups import write_column_groups
+    from export.dense import write_dense
+    from export.qdq import write_qdq
+    from export.sparse import write_sparse
+
+    if form == "qdq":
+        return write_qdq(graph, hardware, path)
+    if form.startswith("sparse"):
+        return write_sparse(graph, hardware, path, initializers=form == "sparse_initializers")
+    return (write_column_groups if form == "column_groups" else write_dense)(graph, hardware, path)
