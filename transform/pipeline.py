@@ -236,9 +236,12 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
 
 def _kept_encodings(graph: ModelGraph, finished: ModelGraph) -> dict[str, Encoding]:
     """The encodings of the layers that are left, each checked against its weight."""
+    # By place first: traced anew, the parts of a cut attention weight have other names.
+    named = [site for site in graph.compressible if site.name in graph.encodings]
+    places = {(site.owners, site.start): graph.encodings[site.name] for site in named}
     found = {}
     for site in finished.compressible:
-        encoding = graph.encodings.get(site.name)
+        encoding = places.get((site.owners, site.start), graph.encodings.get(site.name))
         if encoding is not None:
             encoding.check(finished.weight(site), site.name)
             found[site.name] = encoding

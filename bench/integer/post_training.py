@@ -8,9 +8,19 @@ from typing import Any
 from bench.integer.models import IMAGES, Trained, trained_resnet20
 from bench.integer.ours import Setup, quantized, timed_compress, torch_accuracy
 from bench.integer.table import Row, Section
+from passes.methods.quantize_config import Quantize
 
 ZEROS = (50, 70, 80)
 BITS = 4
+OTHERS = (
+    ("70 % MACs by l2", "macs<=70%", ("l2",)),
+    (
+        "15 % energy by zeros and 8 bits",
+        "energy<=15%",
+        ("magnitude", Quantize(weights=8, activations=8)),
+    ),
+)
+"""Labels, budgets, and the methods that meet them."""
 
 
 def post_training_section(setup: Setup) -> Section:
@@ -48,3 +58,7 @@ def _rows(trained: Trained) -> Iterator[Row]:
         result, seconds = quantized(model, BITS, data, activations=None, reconstruct=reconstruct)
         accuracy = torch_accuracy(result.model, trained.test)
         yield Row(f"{BITS}-bit weights{suffix}", accuracy, seconds=seconds)
+        for label, budget, method in OTHERS:
+            result, seconds = timed_compress(model, budget, method=[*method], **arguments)
+            accuracy = torch_accuracy(result.model, trained.test)
+            yield Row(f"{label}{suffix}", accuracy, seconds=seconds)

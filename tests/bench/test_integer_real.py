@@ -54,7 +54,7 @@ def test_post_training_of_an_untrained_model(setup, monkeypatch):
     trained = Trained(seeded(resnet20), data, test)
     monkeypatch.setattr(post_training, "trained_resnet20", lambda root: trained)
     rows = post_training.post_training_section(setup).rows
-    assert len(rows) == 9
+    assert len(rows) == 13
     assert all(row.seconds > 0 for row in rows[1:])
 
 

@@ -194,11 +194,12 @@ def test_transformers(asked, no_clock, setup, monkeypatch):
 def test_post_training(asked, setup, monkeypatch):
     monkeypatch.setattr(post_training, "trained_resnet20", lambda root: images())
     section = post_training.post_training_section(setup)
-    zeros = ["nonzeros<=50%", "nonzeros<=30%", "nonzeros<=20%", "weight_bits<=12.5%"]
-    assert [budget for budget, *_ in asked] == zeros * 2
-    assert [reconstruct for *_, reconstruct in asked] == [False] * 4 + [True] * 4
+    zeros = ["nonzeros<=50%", "nonzeros<=30%", "nonzeros<=20%"]
+    budgets = [*zeros, "weight_bits<=12.5%", "macs<=70%", "energy<=15%"]
+    assert [budget for budget, *_ in asked] == budgets * 2
+    assert [reconstruct for *_, reconstruct in asked] == [False] * 6 + [True] * 6
     assert [row.label for row in section.rows][:3] == ["fp32", "50 % zeros", "70 % zeros"]
-    assert section.rows[-1].label == "4-bit weights, reconstructed"
+    assert section.rows[-3].label == "4-bit weights, reconstructed"
     assert all(row.seconds is not None for row in section.rows[1:])
 
 

@@ -251,6 +251,7 @@ def test_weight_only_convolutions_are_a_matter_of_size(exported):
     assert written.bytes < sum(site.size for site in graph.sites) * 4
 
 
+@pytest.mark.slow
 def test_sites_that_are_to_stay_float_do_and_their_quantizers_go(exported):
     _, whole = exported("residual")
     _, written = exported("residual", floating=["block.conv1", "block.conv2"])

@@ -72,6 +72,7 @@ def written(model, inputs, path, *, bits=4, block=None):
     return graph, write_qdq(graph, EYERISS, path)
 
 
+@pytest.mark.slow
 def test_cloned_layers_all_multiply_codes(tmp_path):
     graph, file = written(built(Cloned), X, tmp_path / "m.onnx")
     assert file.census["MatMulNBits"] == len(graph.sites) == 9
@@ -132,6 +133,7 @@ def test_tied_and_equal_weights_are_all_known_as_encoded(tmp_path):
     assert {stored.bits for stored in file.recount.stored.values()} == {8}
 
 
+@pytest.mark.slow
 def test_equal_weights_run_in_integers_each_with_codes_of_its_own(tmp_path):
     def pair():
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))

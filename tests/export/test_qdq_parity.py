@@ -123,6 +123,7 @@ def test_the_census_counts_what_is_run(case):
     assert sum(census.operators.values()) >= 5
 
 
+@pytest.mark.slow
 def test_the_census_names_codes_that_are_decoded_every_time(tmp_path):
     graph = quantize(*seeded(net, (4, 3, 8, 8)), activations=0)
     written = write_qdq(graph, load_hardware("eyeriss"), tmp_path / "model.onnx")

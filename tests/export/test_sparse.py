@@ -95,6 +95,7 @@ def exported(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_file_is_smaller_by_what_was_planned(exported, name):
     _, dense, written, initializers = exported(name)

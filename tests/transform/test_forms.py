@@ -88,6 +88,7 @@ def test_a_form_that_exceeds_the_budget_is_refused(
         integers.export(tmp_path / "floats.onnx", "dense")
 
 
+@pytest.mark.slow
 def test_floats_of_a_quantized_model_say_that_activations_are_not_rounded(tmp_path: Path) -> None:
     result = transform.compress(
         net(), "energy<=100%", images(), method=Quantize(8, 8), reconstruct=False, progress="none"
@@ -115,10 +116,15 @@ def fake_times(
 @pytest.mark.parametrize(
     ("times", "floating", "form", "told"),
     [
-        ({"integers": 1.0, "floats": 2.0}, set(), "qdq", "written: integers"),
-        ({"integers": 2.0, "floats": 1.0}, set(), "dense", "written: floats"),
         ({"integers": 1.02, "floats": 1.0}, set(), "qdq", "written: integers"),
-        ({"integers": 2.0, "floats": 2.0, "mixed": 1.0}, {"0"}, "qdq", "left in float"),
+        pytest.param(
+            *({"integers": 2.0, "floats": 1.0}, set(), "dense", "written: floats"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *({"integers": 2.0, "floats": 2.0, "mixed": 1.0}, {"0"}, "qdq", "left in float"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_auto_writes_what_was_measured_to_be_fastest(
@@ -147,6 +153,7 @@ def test_auto_writes_what_was_measured_to_be_fastest(
     assert any(told in note for note in written.notes)
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_budget_even_if_that_is_slower(
     integers: transform.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +163,7 @@ def test_auto_keeps_the_budget_even_if_that_is_slower(
     assert any("would exceed the budget" in note for note in written.notes)
 
 
+@pytest.mark.slow
 def test_sparse_codes_are_smaller_than_codes(tmp_path: Path) -> None:
     result = transform.compress(
         net(),

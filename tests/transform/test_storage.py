@@ -88,6 +88,7 @@ def test_the_graph_alone_computes_the_same(saved, model_class):
     assert transform.analyze(loaded.model, made(model_class)[1]).total == result.costs.after.total
 
 
+@pytest.mark.slow
 def test_a_loaded_result_exports_the_same_file(saved, tmp_path):
     result, folder = saved(SmallConv)
     loaded = transform.load(folder, model=SmallConv())

@@ -44,6 +44,7 @@ def test_it_is_listed_with_what_it_serves(installed):
     assert {"energy", "magnitude"} < set(transform.methods())
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract(installed):
     check_method("dice")
 

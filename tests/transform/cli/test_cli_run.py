@@ -120,6 +120,7 @@ def test_an_interrupt_stops_all(recipe, tmp_path, failing):
     assert (result.exit_code, result.stdout) == (130, "")
 
 
+@pytest.mark.slow
 def test_compare_shows_what_finished_and_then_fails(refused, recipe, tmp_path, failing):
     result = run("compare", refused, "--out", tmp_path / "a")
     assert result.exit_code == 3

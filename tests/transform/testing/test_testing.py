@@ -311,6 +311,7 @@ SPEC = MethodSpec("handles", magnitude.Magnitude, Handles, frozenset({"nonzeros"
 """
 
 
+@pytest.mark.slow
 def test_a_state_that_dies_with_its_process_is_found_by_sigkill_alone(tmp_path, monkeypatch):
     """What is saved is a handle; what it stands for is not."""
     (tmp_path / "process_bound.py").write_text(PROCESS_BOUND)

@@ -80,6 +80,7 @@ def test_killed_at_every_flush_before_the_result_is_written(tmp_path):
     assert_all_resumed(answers("flushing", tmp_path, *numbers), "flushing", len(numbers))
 
 
+@pytest.mark.slow
 def test_killed_from_outside_once_the_first_checkpoint_appears(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(command("slow", tmp_path), stdout=subprocess.DEVNULL)
