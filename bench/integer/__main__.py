@@ -65,7 +65,8 @@ def run(setup: Setup, names: Sequence[str], out: Path) -> None:
 
 def _command(setup: Setup, name: str, out: Path) -> str:
     """What made a table; where data and files lay does not matter."""
-    half = [] if setup.half is None or name != "resnet20" else ["--half", str(setup.half)]
+    given = {"--half": setup.half, "--aware": setup.aware} if name == "resnet20" else {}
+    half = [part for key, path in given.items() if path is not None for part in (key, str(path))]
     rounds = ["--rounds", str(setup.rounds)] if setup.rounds != ROUNDS else []
     return shlex.join([*COMMAND.split(), "--out", str(out), "--only", name, *half, *rounds])
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(GROUPS), help=f"out of {','.join(GROUPS)}")
     parser.add_argument("--data-root", type=Path, default=None, help="folder of data and weights")
     parser.add_argument("--half", type=Path, default=None, help="saved model of half the MACs")
+    parser.add_argument("--aware", type=Path, default=None, help="the same, trained in integers")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each file")
     parser.add_argument("--files", type=Path, default=None, help="keep the ONNX files there")
     options = parser.parse_args(arguments)
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(temporary) if options.files is None else options.files
         folder.mkdir(parents=True, exist_ok=True)
         root = options.data_root or data_root()
-        setup = Setup(folder, root, options.half, options.rounds, _say)
+        setup = Setup(folder, root, options.half, options.rounds, _say, options.aware)
         try:
             run(setup, options.only.split(","), options.out)
         except CompressionError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import transform
@@ -26,6 +27,7 @@ from bench.integer.ours import (
     float_case,
     quantized,
 )
+from bench.integer.sensitivity import sensitivity_table, weight_sensitivity
 from bench.integer.table import Section
 from bench.layer_plan import plan_layers
 
@@ -52,6 +54,11 @@ def resnet20_section(setup: Setup) -> Section:
     extra = (
         "Layer by layer, float file and our int8 file, ONNX Runtime's profiler, everything between "
         f"two layers charged to the first:\n\n{plan.to_markdown()}"
+    )
+    found = weight_sensitivity(trained.model, torch.cat(trained.unlabelled))
+    extra += (
+        "\nThe output's signal to error when the weights of one layer alone are rounded, the most "
+        f"sensitive first:\n\n{sensitivity_table(found)}"
     )
     return Section("resnet20", "ResNet-20, CIFAR-10 (JPEG)", rows, text, extra)
 
@@ -96,6 +103,11 @@ def _half(setup: Setup, data: Sequence[Tensor], test: Iterable[Any]) -> list[Cas
         return []
     half = transform.load(setup.half)
     result, seconds = quantized(half.model, 8, data, activations=8)
+    aware = []
+    if setup.aware is not None:
+        trained = transform.load(setup.aware)
+        label = "half the MACs, int8, trained so"
+        aware = [case_of(label, trained, setup, "half-aware", form="qdq", test=test)]
     return [
         case_of("half the MACs, fp32", half, setup, "half", form="dense", test=test),
         case_of(
@@ -107,6 +119,7 @@ def _half(setup: Setup, data: Sequence[Tensor], test: Iterable[Any]) -> list[Cas
             test=test,
             seconds=seconds,
         ),
+        *aware,
     ]
 
 

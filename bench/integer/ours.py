@@ -31,6 +31,7 @@ class Setup:
         folder: Where files are written.
         data_root: Folder of data sets and weights.
         half: A saved compressed model of half the MACs; `None` without.
+        aware: The same after quantization-aware training (`bench.integer.aware`).
         rounds: Turns of each file.
         say: Told of every row.
     """
@@ -40,6 +41,7 @@ class Setup:
     half: Path | None = None
     rounds: int = ROUNDS
     say: Say = print
+    aware: Path | None = None
 
     def file(self, name: str) -> Path:
         """The path of a file to write."""
