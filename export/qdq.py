@@ -24,7 +24,12 @@ from export.movers import merge_slices
 from export.onnx_file import OPSET, float_model
 from export.onnx_graph import Rewriter, value_shapes
 from export.qdq_activations import Quantization
-from export.qdq_layers import fitted, integer_layers_of, write_integer_layers
+from export.qdq_layers import (
+    fitted,
+    integer_layers_of,
+    with_float_biases,
+    write_integer_layers,
+)
 from export.qdq_markers import (
     drop_markers,
     idle_quantizers,
@@ -172,6 +177,7 @@ def _assembled(
     held = separated(rewriter, held)
     idle = idle_quantizers(rewriter, marks, held)
     quantization = _quantized(rewriter, marks, idle)
+    held = with_float_biases(rewriter, quantization, held)
     layers = integer_layers_of(rewriter, quantization, held)
     integer: set[str] = set()
     encoded: dict[str, tuple[str, ...]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from export.onnx_graph import Array, Node, Rewriter
 from export.qdq_activations import Quantization
-from export.qdq_weights import Held, write_weight
+from export.qdq_weights import Held, as_products, write_weight
 from passes.quantize.encoding import largest_code, snap
 
 # Half of what 32 bits hold: the sum of the products needs room as well.
@@ -18,6 +18,7 @@ _LARGEST_BIAS = 2.0**30
 # A bias is rounded to no more than this part of a step of the layer's output.
 _BIAS_ERROR = 0.2
 _BIASED = frozenset({"Conv", "Gemm"})
+_CLIPPED = frozenset({"Relu", "Clip"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,42 @@ def integer_layers_of(
     return found
 
 
+def with_float_biases(
+    rewriter: Rewriter, quantization: Quantization, held: Mapping[str, Held]
+) -> dict[str, Held]:
+    """Write Gemm nodes as MatMul and Add where a bias of 32 bits would be visibly rounded.
+
+    That is where the input has fewer than 8 bits, so that its steps are wide, and no rounding of
+    the output hides what becomes of the bias. Call it before `integer_layers_of`.
+
+    Returns:
+        The weights, in the layouts that are read now.
+    """
+    readers = rewriter.readers()
+
+    def rounds(node: Node) -> bool:
+        coded = quantization.coded.get(node.input[0])
+        narrow = coded is not None and coded.grid.narrow
+        return narrow and _seen(node.output[0], readers, rewriter.outputs)
+
+    return {
+        name: as_products(rewriter, item, integer=True)
+        if any(map(rounds, readers.get(name, [])))
+        else item
+        for name, item in held.items()
+    }
+
+
+def _seen(name: str, readers: Mapping[str, Sequence[Node]], returned: Collection[str]) -> bool:
+    """Whether anything but roundings reads a value, or what is left of it after a ReLU."""
+    after = readers.get(name, [])
+    if name in returned or not after:
+        return True
+    if len(after) == 1 and after[0].op_type in _CLIPPED:
+        return _seen(after[0].output[0], readers, returned)
+    return any(node.op_type != "QuantizeLinear" for node in after)
+
+
 def _rounded_steps(rewriter: Rewriter) -> dict[str, float]:
     """Width of the steps that a value is rounded to, by the name of the value."""
     found = {}
@@ -76,7 +113,7 @@ def _output_step(
     name = node.output[0]
     while name not in steps:
         after = readers.get(name, [])
-        if len(after) != 1 or after[0].op_type not in ("Relu", "Clip"):
+        if len(after) != 1 or after[0].op_type not in _CLIPPED:
             return None
         name = after[0].output[0]
     return steps[name]

@@ -147,10 +147,15 @@ def separated(rewriter: Rewriter, held: Mapping[str, Held]) -> dict[str, Held]:
     return found
 
 
-def as_products(rewriter: Rewriter, held: Held) -> Held:
+def as_products(rewriter: Rewriter, held: Held, *, integer: bool = False) -> Held:
     """Write the Gemm nodes that read a weight as MatMul and Add.
 
     ONNX Runtime multiplies codes of weights (MatMulNBits) in a MatMul, never in a Gemm.
+
+    Args:
+        rewriter: The file.
+        held: The weight.
+        integer: The inputs are rounded too.
 
     Returns:
         The weight in the layout that they read now.
@@ -167,18 +172,20 @@ def as_products(rewriter: Rewriter, held: Held) -> Held:
         product = rewriter.fresh(f"{output}_product") if bias else output
         rewriter.add("MatMul", [node.input[0], held.name], product)
         if bias:
-            _add_bias(rewriter, product, bias, output)
+            _add_bias(rewriter, product, bias, output, integer)
     return held.turned() if turned else held
 
 
-def _add_bias(rewriter: Rewriter, product: str, bias: str, output: str) -> None:
+def _add_bias(rewriter: Rewriter, product: str, bias: str, output: str, integer: bool) -> None:
     """Add a bias to a product of codes.
 
-    ONNX Runtime makes a float Gemm of MatMul, Add and an activation before it looks for codes. It
-    does not see through a subtraction of the negative, which is the same number bit for bit.
+    ONNX Runtime makes a float Gemm of MatMul, Add and an activation before it looks for codes, and
+    of MatMul and Add alone before it looks for products of integers. It does not see through a
+    subtraction of the negative, which is the same number bit for bit.
     """
     values, after = rewriter.array(bias), rewriter.readers().get(output, [])
-    if values is None or not any(node.op_type in _FUSED_ACTIVATIONS for node in after):
+    fused = integer or any(node.op_type in _FUSED_ACTIVATIONS for node in after)
+    if values is None or not fused:
         rewriter.add("Add", [product, bias], output)
         return
     negative = f"{bias}_negative"

@@ -86,7 +86,7 @@ def require_sparse(
         raise ExportError(
             "no layer has enough zeros to make the file smaller",
             where=str(where),
-            remedy="Export with form='dense', or compress with a tighter budget.",
+            remedy="Export with form='auto', or compress with a tighter budget.",
         )
 
 

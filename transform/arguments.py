@@ -113,8 +113,10 @@ def reconstruction(
     if asked is False or (asked is None and (data is None or trained)):
         return None, []
     if asked is None:
-        # An iterator could not be read again; its first batch was looked at before.
-        first = None if data is None or isinstance(data, Iterator) else next(iter(data), None)
+        if isinstance(data, Iterator):  # its first batch was looked at before
+            why = "the data can be read only once; reconstruct=True does so, a list serves as well"
+            return None, [Decision("", "layers are not reconstructed", why)]
+        first = None if data is None else next(iter(data), None)
         if first is None or as_batch(model, first).targets is not None:
             return None, []
     elif data is None:

@@ -31,6 +31,7 @@ def write(
     path: Path,
     form: str,
     limits: Sequence[ResolvedLimit] = (),
+    opset: int | None = None,
 ) -> Written:
     """Write a finished model in a form; see `Compressed.export`.
 
@@ -40,6 +41,7 @@ def write(
         path: Where the file goes.
         form: One of `FORMS`.
         limits: What the form `"auto"` must keep.
+        opset: Version of the ONNX operators; of the form `"qdq"` only.
 
     Raises:
         ArgumentError: Unknown form.
@@ -48,17 +50,24 @@ def write(
         StorageError: The file cannot be written.
     """
     require_form(form)
+    if opset is not None and form != "qdq":
+        raise ArgumentError(
+            f"the form {form!r} has one version of the ONNX operators",
+            where="opset",
+            remedy="Leave opset out, or export with form='qdq'.",
+        )
     if form == "auto" and graph.encodings:
         from transform.fastest_form import write_fastest
 
         return write_fastest(graph, hardware, path, limits)
     from export.column_groups import write_column_groups
     from export.dense import write_dense
+    from export.onnx_file import OPSET
     from export.qdq import write_qdq
     from export.sparse import write_sparse
 
     if form == "qdq":
-        return write_qdq(graph, hardware, path)
+        return write_qdq(graph, hardware, path, opset=OPSET if opset is None else opset)
     if form.startswith("sparse"):
         return write_sparse(graph, hardware, path, initializers=form == "sparse_initializers")
     return (write_column_groups if form == "column_groups" else write_dense)(graph, hardware, path)

@@ -20,6 +20,7 @@ from passes.inputs import Call
 from passes.isolation import copied
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
+from passes.quantize.activations import ActivationQuantizer
 from passes.quantize.encoding import Encoding
 from passes.quantize.widths import apply_widths
 from passes.reconstruct.config import Reconstruction
@@ -99,6 +100,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     choice, training = request.choice, request.training
     with show.stage("tracing the model"):
         graph = trace(copied(request.model, request.device), request.call)
+    _require_floats(graph)
     sites, graph.rules = graph.by_name, select_layers(graph, request.layers)
     graph.decisions += [Decision(name, "rule", _told(rule)) for name, rule in graph.rules.items()]
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
@@ -141,6 +143,17 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     result.metrics = scores
     result.history = _history(before.total.energy.relaxed, result, history)
     return result
+
+
+def _require_floats(graph: ModelGraph) -> None:
+    """Raise for a model whose activations are rounded: nothing can be compressed beneath that."""
+    if any(isinstance(part, ActivationQuantizer) for part in graph.module.modules()):
+        raise PreconditionError(
+            "the activations of the model are quantized already",
+            where=type(graph.module).__name__,
+            remedy="Compress the original by all methods at once, those that prune first: "
+            "method=['magnitude', Quantize(weights=8, activations=8)].",
+        )
 
 
 def _reconstruct(

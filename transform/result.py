@@ -101,7 +101,7 @@ class Compressed:
     )
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def export(self, path: str | Path, form: str = "auto") -> Export:
+    def export(self, path: str | Path, form: str = "auto", *, opset: int | None = None) -> Export:
         """Write the model as ONNX, prove it, and put its certificate beside it.
 
         Args:
@@ -119,13 +119,16 @@ class Compressed:
                 `"column_groups"`: layers that were compressed with that pattern hold only the
                 columns that are kept; the file is smaller, and larger layers run faster.
 
+            opset: Version of the ONNX operators of the form `"qdq"`, 18 to 25; 21 by default.
+
         Raises:
-            ArgumentError: Unknown form.
+            ArgumentError: Unknown form, or an opset for a form that has no choice.
             ExportError: The model has no ONNX form, or no layer has the pattern of the form.
             ParityError: The file disagrees with the model.
             StorageError: The file cannot be written.
         """
-        written = write(self.graph, self.costs.after.hardware, Path(path), form, self.limits)
+        hardware = self.costs.after.hardware
+        written = write(self.graph, hardware, Path(path), form, self.limits, opset)
         certificate = self.certify_file(written)
         beside = written.path.with_suffix(".certificate.json")
         write_file(beside, json.dumps(certificate.to_dict(), indent=1).encode())
@@ -162,7 +165,7 @@ class Compressed:
                 f"the form {written.form!r} does not keep {failed[0].asked}: it has "
                 f"{failed[0].reached:,}, allowed is {failed[0].maximum:,}",
                 where=str(written.path),
-                remedy="Export with form='auto' or 'qdq'.",
+                remedy=_remedy(written),
             )
         model, file = self.costs.after.total, recount.costs.total
         # As floats, quantized weights cost more than the model does.
@@ -194,3 +197,12 @@ class Compressed:
         from transform.report import one_screen
 
         return one_screen(self)
+
+
+def _remedy(written: Written) -> str:
+    """What helps where a form of a quantized model does not keep the budget."""
+    if written.form != "qdq":
+        return "Export with form='auto' or 'qdq'."
+    floats = [note for note in written.notes if note.startswith("float weights")]
+    told = f" It has {'; '.join(floats)}." if floats else ""
+    return f"Compress anew with a looser budget, or with activations=None.{told}"

@@ -96,23 +96,25 @@ def calibrate(
         for quantizer in nodes.values():
             quantizer.ready.fill_(False)  # put back together with all other buffers
         for call in batches:
-            count, samples = count + 1, samples + (call.batch_size or 1)
+            count += 1
+            samples += 1 if call.batch_size is None else call.batch_size
             _observe(module, call, found)
             _check_finite(found, count)
-    if not count:
+    if not samples:
         raise PreconditionError(
-            "there is no batch to calibrate activations with",
+            f"there is no {'sample' if count else 'batch'} to calibrate activations with",
             where="data",
             remedy="Pass data= (labels are not needed), or quantize weights alone: "
             "activations=None.",
         )
+    ranges = {n: observer.range(found[n], q.high - q.low) for n, q in nodes.items()}
     for node, quantizer in nodes.items():
-        quantizer.set_range(*observer.range(found[node], quantizer.high - quantizer.low))
+        quantizer.set_range(*ranges[node])
     data = f"{samples} samples in {count} batches"
     why = f"{observer.kind} of {data}"
     if observer.kind == "percentile":
         why = f"{observer.percentile:g} % at either end, {data}"
-    return [Decision("", "activations calibrated", why), *_remarks(observer, found, samples)]
+    return [Decision("", "activations calibrated", why), *_remarks(found, ranges, samples)]
 
 
 def _first_calls(module: GraphModule) -> dict[Node, ActivationQuantizer]:
@@ -145,10 +147,15 @@ def _observe(module: GraphModule, call: Call, found: Mapping[Node, Histogram]) -
         _Observer(module, found).run(*placeholder_values(module, call.fresh()))
     except Exception as error:
         raise PreconditionError(
-            f"the model fails on a batch of data: {type(error).__name__}: {error}",
+            f"the model fails on a batch of data: {type(error).__name__}: {_first_line(error)}",
             where="data",
             remedy="Every batch must be one that the model accepts, as the example inputs are.",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What happened; where the graph was, which the interpreter adds, says little to a user."""
+    return next(iter(str(error).splitlines()), "")
 
 
 def _check_finite(found: Mapping[Node, Histogram], number: int) -> None:
@@ -168,20 +175,24 @@ def _layer(node: Node) -> str:
     return describe(source)
 
 
-def _remarks(observer: Observer, found: Mapping[Node, Histogram], samples: int) -> list[Decision]:
+def _remarks(
+    found: Mapping[Node, Histogram], ranges: Mapping[Node, tuple[float, float]], samples: int
+) -> list[Decision]:
     remarks = []
     if samples == 1:
         why = "its ranges need not hold for any other: pass some hundred samples"
         remarks.append(Decision("", "calibrated with a single sample", why))
     for node, histogram in found.items():
-        largest, most = max(-histogram.low, histogram.high), histogram.magnitude(_ALMOST_ALL)
+        low, high = ranges[node]
+        largest, most = max(-low, high), histogram.magnitude(_ALMOST_ALL)
         if histogram.low == histogram.high:
             why = f"every value is {histogram.low:.6g}; the range is from that to zero"
             remarks.append(Decision(_layer(node), "constant activation", why))
-        elif observer.kind == "minmax" and largest > _OUTLIER * most > 0:
+        elif largest > _OUTLIER * most > 0:
             why = (
-                f"the largest magnitude is {largest:.4g}, {100 * _ALMOST_ALL:g} % are below "
-                f"{most:.4g}, which leaves them few levels: observer='percentile' clips it"
+                f"the range goes up to {largest:.4g}, {100 * _ALMOST_ALL:g} % are below "
+                f"{most:.4g}, which leaves them few levels: observer='percentile' clips it, with "
+                "few samples at percentile=99.9"
             )
             remarks.append(Decision(_layer(node), "outlier in the activations", why))
     return remarks

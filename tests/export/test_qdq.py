@@ -176,6 +176,35 @@ def test_linear_layers_run_in_integers_with_and_without_a_rounded_output(exporte
     assert written.census.get("DequantizeLinear", 0) == int(last)
 
 
+@pytest.mark.parametrize("activations", [2, 4])
+def test_a_bias_is_not_rounded_to_the_wide_steps_of_narrow_inputs(tmp_path, activations):
+    def net():
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+
+    inputs = seeded(net, (64, 16))
+    graph = quantize(*inputs, weights=4, activations=activations, last=False)
+    written = write_qdq(graph, EYERISS, tmp_path / "narrow.onnx")  # within the tolerance of floats
+    assert integer_layers(written.census) == 2
+    assert float_layers(written.census) == 0
+    assert written.census["MatMulIntegerToFloat"] == written.census["Sub"] == 1
+
+
+def test_neither_is_that_of_a_layer_whose_output_is_returned_and_rounded(tmp_path):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            features = F.relu(self.first(x))
+            return features, self.second(features)
+
+    graph = quantize(*seeded(Features, (64, 16)), weights=4, activations=4, last=False)
+    written = write_qdq(graph, EYERISS, tmp_path / "features.onnx")
+    assert integer_layers(written.census) == 2
+    assert float_layers(written.census) == 0
+
+
 def test_what_the_runtime_cannot_run_in_integers_is_float(exported):
     _, written = exported("upsampled")
     assert written.census["ConvTranspose"] == 1

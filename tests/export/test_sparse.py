@@ -150,7 +150,7 @@ def test_a_model_that_gets_no_smaller_is_refused_and_nothing_is_written(tmp_path
     graph = graph_of("tied tokens", zeros=0.0)
     with pytest.raises(ExportError, match="no layer has enough zeros") as caught:
         write_sparse(graph, EYERISS, tmp_path / "x.onnx", initializers=initializers)
-    assert "form='dense'" in str(caught.value)
+    assert "form='auto'" in str(caught.value)
     assert "x.onnx" in str(caught.value)
     assert not list(tmp_path.iterdir())
 

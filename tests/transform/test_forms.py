@@ -88,6 +88,16 @@ def test_a_form_that_exceeds_the_budget_is_refused(
         integers.export(tmp_path / "floats.onnx", "dense")
 
 
+def test_integers_that_exceed_the_budget_say_which_layers_are_float(tmp_path: Path) -> None:
+    halves = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval().half()
+    batches = [torch.randn(8, 16).half()]
+    result = transform.compress(
+        halves, "weight_bits<=60%", batches, method=Quantize(8, 8), progress="none"
+    )
+    with pytest.raises(ExportError, match=r"looser budget.*float weights in 0, 2"):
+        result.export(tmp_path / "halves.onnx", "qdq")
+
+
 @pytest.mark.slow
 def test_floats_of_a_quantized_model_say_that_activations_are_not_rounded(tmp_path: Path) -> None:
     result = transform.compress(
@@ -212,3 +222,22 @@ def test_a_quantized_result_comes_back_with_its_grids(
         loaded.export(tmp_path / "a.onnx", "qdq").bytes
         == integers.export(tmp_path / "b.onnx", "qdq").bytes
     )
+
+
+def test_an_opset_too_old_is_refused(codes: transform.Compressed, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset"):  # codes of four bits need 21
+        codes.export(tmp_path / "m.onnx", "qdq", opset=18)
+    with pytest.raises(ArgumentError, match="opset"):
+        codes.export(tmp_path / "m.onnx", "qdq", opset=12)
+    with pytest.raises(ArgumentError, match="one version"):
+        codes.export(tmp_path / "m.onnx", "dense", opset=18)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_rounded_activations_is_not_compressed_again(
+    integers: transform.Compressed,
+) -> None:
+    with pytest.raises(transform.PreconditionError, match="quantized already"):
+        transform.compress(
+            integers.model, "nonzeros<=50%", images(), method="magnitude", progress="none"
+        )

@@ -57,6 +57,13 @@ def test_labels_or_no_data_do_not_select_it() -> None:
     assert not was_reconstructed(compressed(None, example_inputs=inputs()[0]))
 
 
+def test_data_that_can_be_read_only_once_tells_that_nothing_was_reconstructed() -> None:
+    plain = compressed(iter(inputs()))
+    assert not was_reconstructed(plain)
+    assert any(d.what == "layers are not reconstructed" for d in plain.decisions)
+    assert was_reconstructed(compressed(iter(inputs()), reconstruct=True))
+
+
 def test_it_can_be_asked_for_with_labels_and_before_training() -> None:
     asked = compressed(labelled(), train=False, reconstruct=True)
     assert was_reconstructed(asked)

@@ -216,6 +216,16 @@ def test_minmax_tells_of_outliers_and_percentiles_clip_them():
     assert float(quantizers(graph)["input_1"].scale) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["minmax", "percentile", "mse"])
+def test_an_outlier_that_no_observer_can_clip_is_told(kind):
+    graph = prepared(randomized(perceptron()), torch.randn(2, 3, 4))
+    x = torch.randn(400, 3, 4, generator=seeded())
+    x[0, 0, 0] = 1e30  # one of 4,800 values: more than 0.001 %
+    told = calibrate(graph, [Call((x,))], Observer(kind))
+    assert "outlier in the activations" in [d.what for d in told]
+    assert float(quantizers(graph)["input_1"].scale) > 1e20
+
+
 def test_where_almost_all_values_are_zero_the_others_count():
     graph = prepared(perceptron(), torch.randn(2, 3, 4))
     x = torch.zeros(4000, 3, 4)
@@ -225,8 +235,14 @@ def test_where_almost_all_values_are_zero_the_others_count():
 
 
 def test_batches_that_the_model_refuses():
-    with pytest.raises(PreconditionError, match="fails on a batch of data"):
+    with pytest.raises(PreconditionError, match="fails on a batch of data") as caught:
         calibrate(residual(), [Call((torch.randn(2, 5, 8, 8),))])
+    assert "\n" not in str(caught.value)
+
+
+def test_batches_without_samples_are_refused():
+    with pytest.raises(PreconditionError, match="there is no sample to calibrate"):
+        calibrate(residual(), [Call((torch.randn(0, 3, 8, 8),))])
 
 
 @pytest.mark.parametrize(
