@@ -207,7 +207,7 @@ def export(
     if written.top1_agreement is not None:
         print(f"same top class  {written.top1_agreement:.2%} of the probe's rows")
     for mode, error in written.modes.items():
-        print(f"  {mode:<14}{error:.3g}")
+        print(f"  {mode:<18}{error:.3g}")
     if written.census:
         counted = ", ".join(f"{count} {name}" for name, count in sorted(written.census.items()))
         print(f"runs as         {counted}")
