@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import BenchError
 from bench.layer_choice import Border
-from bench.layer_marks import find_layers
+from bench.layer_marks import find_layers, read_model
 from bench.layer_times import kernel_times
 from bench.runtimes import DEFAULT, open_runner
 from bench.worker import make_inputs
@@ -45,14 +45,7 @@ def layer_borders(
     Raises:
         BenchError: The file cannot be read or run, or no layer has a weight.
     """
-    try:
-        model = onnx.load(path)
-    except Exception as error:
-        raise BenchError(
-            f"cannot be read ({type(error).__name__}: {error})",
-            model=str(path),
-            remedy="Give the path of an existing .onnx file.",
-        ) from error
+    model = read_model(path)
     handed = handed_on(model, names)
     sizes = _sizes(model, [name for name, _, _ in handed], batch)
     cost = conversion_times(set(sizes.values()), threads=threads, rounds=rounds, runs=runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
@@ -35,6 +36,22 @@ class Layers:
     names: tuple[str, ...]
     nodes: tuple[int, ...]
     constant: frozenset[str]
+
+
+def read_model(path: Path | str) -> onnx.ModelProto:
+    """Read a file.
+
+    Raises:
+        BenchError: It is no readable .onnx file.
+    """
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise BenchError(
+            f"cannot be read ({type(error).__name__}: {error})",
+            model=str(path),
+            remedy="Give the path of an existing .onnx file.",
+        ) from error
 
 
 def find_layers(model: onnx.ModelProto, names: Mapping[str, str] | None = None) -> Layers:

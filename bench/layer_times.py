@@ -13,8 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from bench.errors import BenchError
-from bench.layer_marks import find_layers, layers_of_kernels, marked
+from bench.layer_marks import find_layers, layers_of_kernels, marked, read_model
 from bench.process import WorkerProcess
 from energy_model.errors import ArgumentError
 
@@ -158,14 +157,7 @@ class _Marked:
 
     def __init__(self, path: Path, copy: Path, names: Mapping[str, str] | None) -> None:
         self.path = copy
-        try:
-            model = onnx.load(path)
-        except Exception as error:
-            raise BenchError(
-                f"cannot be read ({type(error).__name__}: {error})",
-                model=str(path),
-                remedy="Give the path of an existing .onnx file.",
-            ) from error
+        model = read_model(path)
         layers = find_layers(model, names)
         self.layers = layers.names
         onnx.save(marked(model, layers), copy)

@@ -39,7 +39,7 @@ class Gradients:
 
         Raises:
             PreconditionError: The data is empty or has no targets, or the loss is not finite.
-        TrainingError: The model or the loss fails on a batch.
+            TrainingError: The model or the loss fails on a batch.
         """
         parameters = dict(model.named_parameters())
         frozen = [p for p in parameters.values() if not p.requires_grad]

@@ -1,6 +1,6 @@
 """Quantization-aware fine-tuning of ResNet-20 at half its MACs, taught by the dense network.
 
-python -m bench.integer.aware --half DIR --out DIR [--data-root DIR] [--epochs 4]
+python -m bench.integer.aware --half DIR --out DIR [--data-root DIR] [--epochs 3]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--half", type=Path, required=True, help="the saved smaller network")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result; free")
     parser.add_argument("--data-root", type=Path, default=None)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     chosen = parser.parse_args(arguments)
     root = chosen.data_root or data_root()
     result = transform.compress(

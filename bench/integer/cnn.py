@@ -31,6 +31,11 @@ from bench.integer.sensitivity import sensitivity_table, weight_sensitivity
 from bench.integer.table import Section
 from bench.layer_plan import plan_layers
 
+_HALF = (
+    " Half the MACs: `transform run resnet20-cifar10-half`; trained so: that network through "
+    "`python -m bench.integer.aware`."
+)
+
 
 def resnet20_section(setup: Setup) -> Section:
     """ResNet-20 on CIFAR-10: accuracy, latency and bytes, beside ONNX Runtime's own tool.
@@ -47,9 +52,11 @@ def resnet20_section(setup: Setup) -> Section:
         cases += _half(setup, trained.unlabelled, test)
     rows, setting = measured_rows(cases, test=test, rounds=setup.rounds, say=setup.say)
     plan = plan_layers(dense.file, cases[1].file, rounds=setup.rounds)
+    made = _HALF if setup.half is not None else ""
     text = (
         f"Trained weights, JPEG pixels, 10,000 test images; {IMAGES} unlabelled training images "
         f"calibrate. ONNX Runtime's own tool had the same images and the same file. {setting}."
+        f"{made}"
     )
     extra = (
         "Layer by layer, float file and our int8 file, ONNX Runtime's profiler, everything between "
