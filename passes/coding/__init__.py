@@ -1,0 +1,1 @@
+"""Lossless coding: how tensors and bytes are written in as few bytes as possible, bit for bit."""
