@@ -1,0 +1,1 @@
+"""Sparsity and bit widths under one size budget: the exact inner problems."""
