@@ -5,10 +5,11 @@
 A second implementation of the energy model of Yang, Zhu, Liu (ICLR 2019) that shares no code with
 the compiler, so that a mistake there cannot hide here. It needs onnx, numpy, and the files
 `certificate_*.py` beside it in a folder named `bench`. It reads dense files, column groups, weights
-as codes and scales, and sparse ones.
+as codes and scales, and sparse ones. Of an archive (`.packed`) it checks digest and size, and all
+the rest against the ONNX file in it, which `transform unpack model.packed` puts beside it.
 
 Exit code: 0 when every limit holds and all that can be recounted agrees, 1 when anything differs,
-2 when an input is unusable or a layer of the file cannot be read.
+2 when an input is unusable, a layer of the file cannot be read, or an archive is not unpacked.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Any, NamedTuple
 if not __package__:  # run as a script: the folder that holds `bench` need not be on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.certificate_archive import Files, files_of
 from bench.certificate_energy import ENERGY, Bits
 from bench.certificate_files import Claim, Recount, UnusableInputError, Weight, recount
 
 __all__ = ["UnusableInputError", "check", "main", "recount"]
 
 _COUNTED_BY_USE = ("energy", "macs")
+_INSIDE = "file inside"
 
 
 class Row(NamedTuple):
@@ -54,7 +57,7 @@ def _compare_uses(what: str, claimed: object, recounted: object, found: Recount)
 
 
 def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
-    name, asked, maximum = limit["limit"], str(limit["asked"]), limit["maximum"]
+    name, asked = limit["limit"], str(limit["asked"])
     # Folding batch normalisation changes `params`: recounted only where taken from the file.
     folded = name == "params" and limit.get("counted_from") != "file"
     unread = found.unread and name in _COUNTED_BY_USE
@@ -66,6 +69,12 @@ def _limit_rows(limit: Mapping[str, Any], found: Recount) -> Iterator[Row]:
             base, own = limit["base"], found.bases[name]
             cut = limit.get("base_counted_from") == "original" and base > own  # smaller layers
             yield Row(f"{name}, base", base, own, None if cut else base == own)
+    yield from _bound_rows(limit)
+
+
+def _bound_rows(limit: Mapping[str, Any]) -> Iterator[Row]:
+    """The limit itself: what it allows, and whether it holds."""
+    name, asked, maximum = limit["limit"], str(limit["asked"]), limit["maximum"]
     if share := re.fullmatch(r"\w*<=\s*(\d+(?:\.\d+)?)\s*%", asked):
         most = math.floor(Fraction(share[1]) / 100 * Fraction(limit["base"]))
         yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
@@ -142,6 +151,43 @@ def _audit(certificate: Path, model: Path | None) -> Iterator[Row]:
     claims = json.loads(certificate.read_text(encoding="utf-8"))
     if (claims["format"], claims["version"]) != ("transform-certificate", 1):
         raise UnusableInputError(f"{certificate}: not a certificate of version 1")
+    files = files_of(claims["file"], certificate, model)
+    yield from _file_rows(claims["file"], files)
+    if files.model is None:
+        for limit in claims["limits"]:
+            yield from _archive_limit_rows(limit, files)
+    else:
+        yield from _model_rows(claims, files.model, files)
+
+
+def _file_rows(file: Mapping[str, Any], files: Files) -> Iterator[Row]:
+    """The archive, if the certificate is of one."""
+    if not file.get("inside"):
+        return
+    if files.archive is None:
+        yield Row("sha256", file["sha256"], "", None)
+        yield Row("bytes", file["bytes"], "", None)
+    else:
+        yield _compare("sha256", file["sha256"], files.archive.digest)
+        yield _compare("bytes", file["bytes"], files.archive.size)
+    if files.model is None:
+        name = Path(file["name"]).name
+        remedy = f"it is not unpacked; run `transform unpack {name}`"
+        yield Row(_INSIDE, file["inside"]["sha256"], remedy, None)
+
+
+def _archive_limit_rows(limit: Mapping[str, Any], files: Files) -> Iterator[Row]:
+    """A limit, as far as it can be told from an archive that is not unpacked."""
+    name, asked = limit["limit"], str(limit["asked"])
+    if name == "archive" and files.archive is not None:
+        yield _compare(name, limit["reached"], files.archive.size, asked)
+    else:
+        yield Row(name, limit["reached"], "", None, asked)
+    yield from _bound_rows(limit)
+
+
+def _model_rows(claims: Mapping[str, Any], path: Path, files: Files) -> Iterator[Row]:
+    """All that is claimed of an ONNX file."""
     file, totals, energy = claims["file"], claims["totals"], claims["totals"]["energy"]
     told = {
         name: Claim(layer["bits"], _charged(layer))
@@ -149,10 +195,13 @@ def _audit(certificate: Path, model: Path | None) -> Iterator[Row]:
         for name in layer["initializers"]
         if "bits" in layer
     }
-    path = model or certificate.parent / Path(file["name"]).name
     found = recount(path, claims["hardware"], told)
-    yield _compare("sha256", file["sha256"], found.digest)
-    yield _compare("bytes", file["bytes"], found.counts["size"])
+    own = file.get("inside") or file
+    what = f"{_INSIDE}, " if own is not file else ""
+    yield _compare(f"{what}sha256", own["sha256"], found.digest)
+    yield _compare(f"{what}bytes", own["bytes"], found.counts["size"])
+    if files.archive is not None:
+        found.counts["archive"] = files.archive.size
     yield _compare_uses("macs", totals["macs"], found.counts["macs"], found)
     yield from (_compare(key, totals[key], found.counts[key]) for key in ("weights", "nonzeros"))
     computed = [n for x in claims["layers"] if x["uncounted"] for n in x["initializers"]]
@@ -178,15 +227,17 @@ def _answers(certificate: Path, model: Path | None) -> list[Row]:
 
 
 def _unread(rows: Iterable[Row]) -> list[str]:
-    nodes = (row for row in rows if row.ok is None and row.what.startswith("node "))
+    unread = (row for row in rows if row.ok is None)
+    nodes = (row for row in unread if row.what.startswith("node ") or row.what == _INSIDE)
     return [f"{row.what}: cannot be checked: {row.recounted}" for row in nodes]
 
 
 def check(certificate: Path, model: Path | None = None) -> list[str]:
     """What is wrong with a certificate, a sentence each.
 
-    One for every disagreement with its file (default: that it names), and one for every layer of
-    the file that cannot be read; all else is checked nevertheless.
+    One for every disagreement with its file (default: that it names), one for every layer of the
+    file that cannot be read, and one for an archive that is not unpacked; all else is checked
+    nevertheless.
     """
     rows = _answers(Path(certificate), Path(model) if model else None)
     claim = "{0.what}: the certificate says {0.claimed}, the file says {0.recounted}"
@@ -197,7 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print claims beside answers; return the exit code."""
     parser = argparse.ArgumentParser(description="Recount a certificate from its ONNX file alone.")
     parser.add_argument("certificate", type=Path)
-    parser.add_argument("model", type=Path, nargs="?", help="default: the file that it names")
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        help="default: the file that it names; of an archive also the unpacked .onnx",
+    )
     options = parser.parse_args(arguments)
     try:
         rows = _answers(options.certificate, options.model)

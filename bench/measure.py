@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench.archives import Loadable, loadable
+from bench.certificate_archive import is_archive
 from bench.errors import BenchError
 from bench.joules import JouleMeter, open_meter
 from bench.measurement import Measurement, Report, relative_spread
@@ -50,8 +52,9 @@ def measure(
     dynamic dimensions are 1.
 
     Args:
-        paths: The models; the first is the one that the others are compared with. One file may
-            stand there more than once, with other runtimes or options.
+        paths: The models, ONNX files or archives; the first is the one that the others are compared
+            with. One file may stand there more than once, with other runtimes or options. Archives
+            are unpacked before they are loaded, in a time of its own.
         threads: Threads inside an operator.
         batch: Samples in one inference.
         rounds: Turns of each model; six or more are needed for a conclusion.
@@ -81,10 +84,12 @@ def measure(
     settings = _one_each("options", options, None, files)
     for place in dict.fromkeys(places):
         require_runtime(place)
-    steps = _Steps(len(files) * (rounds + 3), progress)
+    unpacked = sum(map(is_archive, files))
+    steps = _Steps(len(files) * (rounds + 3) + unpacked, progress)
     with ExitStack() as stack:
         # Packing needs a CPU: it is over before the first turn.
         packed = [steps.run(f"packing {file.name}", _zstd_bytes, file) for file in files]
+        sources = [_opened(stack, file, steps) for file in files]
         turns = [
             _Turns(
                 stack.enter_context(WorkerProcess(str(file), timeout)),
@@ -93,8 +98,8 @@ def measure(
             )
             for file, place, chosen in zip(files, places, settings, strict=True)
         ]
-        for turn, file in zip(turns, files, strict=True):
-            steps.run(f"loading {file.name}", turn.load, file, threads, batch, seed)
+        for turn, file, source in zip(turns, files, sources, strict=True):
+            steps.run(f"loading {file.name}", turn.load, source.path, threads, batch, seed)
         for turn, file in zip(turns, files, strict=True):
             steps.run(f"warming up {file.name}", turn.calibrate, warmup, seconds_per_round)
         for number in range(rounds):
@@ -102,10 +107,18 @@ def measure(
                 steps.run(f"round {number + 1} of {rounds}", turn.take)
         return Report(
             tuple(
-                turn.measurement(size, threads, batch, energy)
-                for turn, size, energy in zip(turns, packed, known, strict=True)
+                turn.measurement(size, source.unpack_ms, threads, batch, energy)
+                for turn, size, source, energy in zip(turns, packed, sources, known, strict=True)
             )
         )
+
+
+def _opened(stack: ExitStack, file: Path, steps: _Steps) -> Loadable:
+    """The file as a runtime can load it, until the stack is left."""
+    if not is_archive(file):
+        return Loadable(file)
+    opened: Loadable = steps.run(f"unpacking {file.name}", stack.enter_context, loadable(file))
+    return opened
 
 
 class _Turns:
@@ -139,7 +152,12 @@ class _Turns:
         self.joules.append(None if spent is None else spent / self.runs)
 
     def measurement(
-        self, bytes_zstd: int, threads: int, batch: int, energy: float | None
+        self,
+        bytes_zstd: int,
+        unpack_ms: float | None,
+        threads: int,
+        batch: int,
+        energy: float | None,
     ) -> Measurement:
         round_ms = tuple(answer["median_ms"] for answer in self.answers)
         counted = [joules for joules in self.joules if joules is not None]
@@ -163,6 +181,7 @@ class _Turns:
             # With counts of some rounds only, the median would be that of other rounds.
             joules=statistics.median(counted) if len(counted) == len(self.joules) else None,
             options=self.place["options"],
+            unpack_ms=unpack_ms,
         )
 
 
@@ -174,7 +193,7 @@ class _Steps:
         self.done = 0
         self.progress = progress
 
-    def run(self, what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, what: str, action: Callable[..., _Value], *arguments: Any) -> _Value:
         if self.progress is not None:
             self.progress(self.done, self.total, what)
         self.done += 1

@@ -30,8 +30,8 @@ class Measurement:
     """One model on one runtime. Times are of one inference (one call with the whole batch).
 
     Attributes:
-        path: The ONNX file.
-        bytes: Size of the file.
+        path: The ONNX file, or the archive that it was unpacked from.
+        bytes: Size of that file.
         bytes_zstd: Size of the file compressed by zstandard (level in `bench.measure`).
         load_ms: Time to create the session, once, milliseconds.
         median_ms: Median over the rounds of each round's median wall time, milliseconds.
@@ -49,6 +49,7 @@ class Measurement:
         energy: Modelled energy of one sample in MAC energies, given by the caller; not measured.
         joules: Measured energy of one inference; None where no counter exists, never 0.
         options: Session options or properties that were set.
+        unpack_ms: Time to unpack the archive, once, milliseconds; None for an ONNX file.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Measurement:
     energy: float | None = None
     joules: float | None = None
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unpack_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.archives import loadable
 from bench.errors import BenchError
 from bench.runtimes import DEFAULT, Runner, open_runner, require_runtime
 from energy_model.errors import ArgumentError
@@ -27,7 +28,7 @@ def top1_accuracy(
     """Share of samples whose largest output is their class.
 
     Args:
-        path: A file with one input and class scores as its first output.
+        path: An ONNX file or archive with one input and class scores as its first output.
         batches: `(inputs, targets)`, tensors or arrays: `(n, ...)` and `(n,)`. About 100 samples in
             a batch keep the runtime busy.
         runtime: A key of `bench.runtimes.INSTALL`.
@@ -71,7 +72,10 @@ def correct_rows(
     """
     require_runtime(runtime)
     try:
-        runner = open_runner(runtime, path, threads, options)
+        with loadable(Path(path)) as source:
+            runner = open_runner(runtime, source.path, threads, options)
+    except BenchError:
+        raise
     except Exception as error:
         raise _refused(path, "cannot be opened", error, "Check the path and the file.") from error
     if len(runner.inputs) != 1:

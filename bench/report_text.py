@@ -44,9 +44,11 @@ def format_report(report: Report) -> str:
 def _rows(report: Report) -> list[tuple[str, list[str]]]:
     items = report.measurements
     ratios = ["1"] + [f"{c.ratio:.3f} ({c.low:.3f}-{c.high:.3f})" for c in report.comparisons]
+    unpacking = [("unpack, ms", [_unpacked(item) for item in items])]
     return [
         ("file, bytes", [f"{item.bytes:,}" for item in items]),
         ("file as zstd, bytes", [f"{item.bytes_zstd:,}" for item in items]),
+        *(unpacking if any(item.unpack_ms is not None for item in items) else []),
         ("load, ms", [f"{item.load_ms:.2f}" for item in items]),
         ("one inference, median, ms", [f"{item.median_ms:.4g}" for item in items]),
         ("  spread of the rounds", [f"{item.spread:.1%}" for item in items]),
@@ -57,6 +59,10 @@ def _rows(report: Report) -> list[tuple[str, list[str]]]:
         ("modelled energy, MAC/sample", [_modelled(item) for item in items]),
         ("measured energy, J", [_measured(item) for item in items]),
     ]
+
+
+def _unpacked(item: Measurement) -> str:
+    return "-" if item.unpack_ms is None else f"{item.unpack_ms:.2f}"
 
 
 def _modelled(item: Measurement) -> str:

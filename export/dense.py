@@ -35,6 +35,21 @@ _FLOAT_NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
+class Inside:
+    """The ONNX file in an archive.
+
+    Attributes:
+        form: How the weights are stored in it.
+        bytes: Its size.
+        sha256: Its digest, in hexadecimal.
+    """
+
+    form: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """A file that was written and checked.
 
@@ -49,6 +64,8 @@ class Written:
         census: How many operators of each type ONNX Runtime runs; empty if they were not counted.
         modes: Largest absolute error against torch by numeric mode of the runtime; empty where
             there is one mode alone.
+        inside: The ONNX file in it, if it is an archive: what was run and counted. `bytes` and
+            `recount` speak of the archive where they speak of the file as a whole.
     """
 
     path: Path
@@ -60,6 +77,7 @@ class Written:
     notes: tuple[str, ...] = ()
     census: Mapping[str, int] = field(default_factory=dict)
     modes: Mapping[str, float] = field(default_factory=dict)
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, slots=True)

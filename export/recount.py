@@ -79,6 +79,8 @@ def _row(
     stored = found[site.name]
     encoding = graph.encodings.get(site.name)
     bits = stored.bits if encoding is None else _grid_bits(encoding.bits, site, stored)
+    if site.name in graph.codebooks:
+        bits = _codebook_bits(graph.codebooks[site.name].bits, stored)
     widths = _widths(site, stored)
     uses = (replace(use, widths=widths) for use in _masked_uses(site, stored))
     counted = replace(site, uses=tuple(uses))
@@ -104,6 +106,12 @@ def _grid_bits(claimed: int, site: Site, stored: Stored) -> int:
             remedy="This is an error of the exporter; please report it with the model.",
         )
     return claimed
+
+
+def _codebook_bits(claimed: int, stored: Stored) -> int:
+    """Bits of a weight with a codebook; those of its type if the file has more values."""
+    values = np.unique(stored.values[stored.values != 0])
+    return claimed if len(values) <= 2**claimed else stored.bits
 
 
 def _widths(site: Site, stored: Stored) -> Widths:
