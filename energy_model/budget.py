@@ -7,7 +7,7 @@ original dense model; integers and numbers with units are absolute.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Integral
@@ -39,6 +39,8 @@ class Limit:
         value: The limit in `unit`, exactly.
         unit: `"share"` of the original, or the absolute base unit: `"MAC"` (multiples of one MAC's
             energy, or MACs), `"J"`, `"B"`, `"bit"`, `"weight"`, `"param"`, `"s"`.
+        bits: Of weight bits only: `value` is the share of every layer's weights that is kept,
+            rounded up layer by layer, each at so many bits. See `joint_budget`.
 
     Raises:
         BudgetError: Unknown key or unit, a value that is not positive, a share above 1, a count
@@ -48,6 +50,7 @@ class Limit:
     key: str
     value: Fraction
     unit: str = "share"
+    bits: Fraction | None = None
 
     def __post_init__(self) -> None:
         measure = find_measure(self.key)
@@ -77,6 +80,18 @@ class Limit:
                 where=self.key,
                 remedy="Round it down.",
             )
+        if self.bits is not None:
+            self._check_bits(Fraction(self.bits))
+
+    def _check_bits(self, bits: Fraction) -> None:
+        object.__setattr__(self, "bits", bits)
+        exact_decimal(bits)
+        if self.key != "weight_bits" or not self.relative or not 0 < bits <= 32:
+            raise BudgetError(
+                f"a share at {exact_decimal(bits)} bits",
+                where=self.key,
+                remedy="Write a share of the weights at up to 32 bits: weight_bits<=0.54% x 3 bit.",
+            )
 
     @property
     def relative(self) -> bool:
@@ -87,18 +102,25 @@ class Limit:
     def text(self) -> str:
         """The value alone as the grammar writes it: `"25%"`, `"2 MB"`."""
         if self.relative:
-            return f"{exact_decimal(self.value * 100)}%"
+            each = "" if self.bits is None else f" x {exact_decimal(self.bits)} bit"
+            return f"{exact_decimal(self.value * 100)}%{each}"
         return exact_text(self.value, MEASURES[self.key].display_units(self.value, self.unit))
 
     def __str__(self) -> str:
         return f"{self.key}<={self.text}"
 
-    def resolve(self, base: float | None = None, hardware: Hardware | None = None) -> int | float:
+    def resolve(
+        self,
+        base: float | None = None,
+        hardware: Hardware | None = None,
+        layers: Sequence[int] = (),
+    ) -> int | float:
         """The absolute limit in the key's own unit.
 
         Args:
             base: The original's value, needed for a share: an integer count, or seconds.
             hardware: The profile that knows the joules of one MAC, needed for joules.
+            layers: Weights of every layer, needed for a share at so many bits.
 
         Returns:
             Seconds (float) for latency; for every other key the largest allowed integer,
@@ -108,7 +130,9 @@ class Limit:
             BudgetError: `base` is missing, or the profile does not know its joules.
         """
         value = self.value
-        if self.relative:
+        if self.bits is not None:
+            value = self.bits * sum(math.ceil(value * size) for size in layers)
+        elif self.relative:
             value *= self._checked_base(base)
         elif self.unit == "J":
             value /= self._joules_per_mac(hardware)
@@ -259,9 +283,42 @@ def _read_limit(key: str, quantity: Quantity) -> Limit:
         raise _flops_error(quantity)
     measure = find_measure(key)
     try:
+        if isinstance(quantity, str) and " x " in quantity:
+            return _read_product(key, quantity)
         return Limit(key, *_read_quantity(key, measure, quantity))
     except BudgetError as error:
         raise BudgetError(error.what, where=error.where or key, remedy=error.remedy) from error
+
+
+def _read_product(key: str, text: str) -> Limit:
+    """A share at so many bits: `"0.54% x 3 bit"`."""
+    share, _, bits = text.partition(" x ")
+    return Limit(key, parse_share(share), bits=_read_bits(bits, ("bit", "bits")))
+
+
+def _read_bits(text: str, units: tuple[str, ...]) -> Fraction:
+    number, unit = split_quantity(text)
+    if unit not in units:
+        raise BudgetError(f"{text!r} are no bits", remedy='Write it like "0.54% x 3 bit".')
+    return number
+
+
+def joint_budget(nnz: float | str, bits: float | str) -> Budget:
+    """The nominal size as the papers write it: a share of the weights, each at so many bits.
+
+    S = bits x sum over layers of ceil(nnz x weights of the layer), rounded down (Yang, Gui, Zhu,
+    Liu, CVPR 2020; their `nnz_budget` and `bit_budget`). Only the product matters: both the
+    number of weights and their bits are chosen for every layer.
+
+    Args:
+        nnz: Share of the weights, above 0, up to 1.
+        bits: Bits of a weight, up to 32.
+
+    Raises:
+        BudgetError: One of them is not allowed.
+    """
+    number = _read_bits(str(bits), ("", "bit", "bits"))
+    return Budget.from_limits([Limit("weight_bits", parse_share(str(nnz)), bits=number)])
 
 
 def _read_quantity(key: str, measure: Measure, quantity: Quantity) -> tuple[Fraction, str]:

@@ -22,6 +22,7 @@ from energy_model.shapes import LayerShape
 from energy_model.unit_prices import plain
 from energy_model.widths import WORDS, Widths
 from passes.inputs import Call
+from passes.joint.codebook import Codebook
 from passes.quantize.encoding import Encoding
 
 
@@ -248,6 +249,8 @@ class ModelGraph:
         rewritten: A pass put nodes into `graph_module`: the module alone no longer is the model.
         encodings: How finished weights are written, by site name; those that are not quantized
             have none.
+        codebooks: The few values that finished weights have, by site name, where these are not on
+            a uniform grid.
         kept: Of parameters and buffers that lost channels, by path and then by dimension, the
             indices of the original that are left, ascending int64 `(n,)`; `shrink` records them.
     """
@@ -261,6 +264,7 @@ class ModelGraph:
     rules: dict[str, LayerRule] = field(default_factory=dict)
     rewritten: bool = False
     encodings: dict[str, Encoding] = field(default_factory=dict)
+    codebooks: dict[str, Codebook] = field(default_factory=dict)
     kept: dict[str, dict[int, NDArray[np.int64]]] = field(default_factory=dict)
 
     @property

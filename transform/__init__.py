@@ -27,7 +27,7 @@ from energy_model._house import require_own_rooms as _require_own_rooms
 
 _require_own_rooms()
 
-from energy_model.budget import Budget  # noqa: E402
+from energy_model.budget import Budget, joint_budget  # noqa: E402
 from energy_model.cost import CostTable  # noqa: E402
 from energy_model.errors import (  # noqa: E402
     ArgumentError,
@@ -47,7 +47,9 @@ from energy_model.errors import (  # noqa: E402
 )
 from energy_model.hardware import Hardware  # noqa: E402
 from passes.methods.energy_projection import EnergyProjection  # noqa: E402
+from passes.methods.joint.config import Joint  # noqa: E402
 from passes.methods.magnitude import Magnitude  # noqa: E402
+from passes.methods.quantize_config import Quantize  # noqa: E402
 from passes.methods.registry import methods  # noqa: E402
 from passes.methods.structured_config import (  # noqa: E402
     BatchNormChannels,
@@ -92,12 +94,14 @@ __all__ = [
     "Hardware",
     "HardwareError",
     "InfeasibleBudget",
+    "Joint",
     "L1Channels",
     "L2Channels",
     "Magnitude",
     "ParityError",
     "PostconditionError",
     "PreconditionError",
+    "Quantize",
     "RandomChannels",
     "Sensitivity",
     "StorageError",
@@ -110,6 +114,7 @@ __all__ = [
     "UnsupportedLayer",
     "analyze",
     "compress",
+    "joint_budget",
     "load",
     "methods",
     "sensitivity",

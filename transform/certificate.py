@@ -71,11 +71,14 @@ class Source:
         name: File name; `"model"` for a model in memory.
         sha256: Digest of the file, or of the model's state.
         bytes: Size of the file; 0 for a model in memory.
+        inside: Of an archive `"sha256"` and `"bytes"` of the ONNX file in it, from which everything
+            but the archive's size was counted.
     """
 
     name: str
     sha256: str
     bytes: int = 0
+    inside: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from transform.unlabelled import Unlabelled
 
 
 def compress(
-    model: nn.Module,
+    model: nn.Module | Compressed,
     budget: str | Mapping[str, Any] | Budget,
     data: Iterable[Any] | None = None,
     *,
@@ -60,7 +60,8 @@ def compress(
     met exactly or an error is raised; it is never silently changed.
 
     Args:
-        model: Any PyTorch model.
+        model: Any PyTorch model, or an earlier result, which is compressed further; shares then
+            still mean the model that it was made from.
         budget: `"energy<=25%"`, `"energy<=25%, nonzeros<=20k"`, `{"energy": 0.25}` or a `Budget`.
             Shares are relative to the original dense model; integers and strings with units are
             absolute.
@@ -109,6 +110,10 @@ def compress(
         TraceError: The model fails on its example inputs.
         PreconditionError: The model has NaN weights or no weighted layer.
     """
+    origin = model if isinstance(model, Compressed) else None
+    if isinstance(model, Compressed):
+        example_inputs = model.graph.call if example_inputs is data is None else example_inputs
+        model = model.model
     require_model(model)
     arguments.require_target(target)
     arguments.require_free(out, training=train is not False)  # before any work
@@ -146,6 +151,7 @@ def compress(
             keep_shapes,
             batches,
             how,
+            origin,
         )
         result = run(request, show, [note, *told])
         if folder is not None:

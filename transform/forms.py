@@ -14,7 +14,7 @@ from passes.graph import ModelGraph
 if TYPE_CHECKING:
     from export.dense import Written
 
-FORMS = ("auto", "dense", "qdq", "sparse", "sparse_initializers", "column_groups")
+FORMS = ("auto", "dense", "qdq", "sparse", "sparse_initializers", "column_groups", "packed")
 
 
 def require_form(form: str) -> None:
@@ -56,6 +56,10 @@ def write(
             where="opset",
             remedy="Leave opset out, or export with form='qdq'.",
         )
+    if form == "packed" or (form == "auto" and path.suffix == ".packed"):
+        from export.packed import write_packed
+
+        return write_packed(graph, hardware, path)
     if form == "auto" and graph.encodings:
         from transform.fastest_form import write_fastest
 

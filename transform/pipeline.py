@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from energy_model.budget import Budget
+from energy_model.budget import Budget, Limit
 from energy_model.cost import CostTable
-from energy_model.errors import PostconditionError, PreconditionError
+from energy_model.errors import PostconditionError, PreconditionError, UnsupportedBudget
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, LayerRule, ModelGraph, Site
 from passes.inputs import Call
 from passes.isolation import copied
+from passes.joint.codebook import Codebook
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
 from passes.quantize.activations import ActivationQuantizer
@@ -36,6 +38,7 @@ from transform.gradients import Gradients
 from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.result import Compressed, Costs, smaller_layers
+from transform.sizes import Sizes, count_sizes
 from transform.training.fit import Training, fit, run_identity
 from transform.unlabelled import Unlabelled
 
@@ -60,6 +63,7 @@ class Request:
         keep_shapes: Leave dead channels in place.
         batches: Unlabelled batches, or `None` without data.
         reconstruct: How to fit layers to the original's outputs; `None` does not.
+        origin: The result that `model` comes from: its original is what budgets are relative to.
     """
 
     model: nn.Module
@@ -77,6 +81,7 @@ class Request:
     keep_shapes: bool = False
     batches: Unlabelled | None = None
     reconstruct: Reconstruction | None = None
+    origin: Compressed | None = None
 
     def nonzeros(self, site: Site) -> int:
         """Nonzero weights of a layer in the caller's own model."""
@@ -106,7 +111,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
     subject = Subject(graph, request.hardware)
     with show.stage("resolving the budget"):
-        before, limits = subject.costs, resolve(request.budget, subject)
+        before, limits = subject.costs, resolve(request.budget, subject, request.origin)
+        bases = _bases(subject, limits, request.origin)
     setting = Run(
         torch.Generator().manual_seed(request.seed),
         request.device,
@@ -114,14 +120,17 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         limits=limits,
         costs=before,
         total_steps=training.steps if training else 0,
+        epoch_steps=training.steps // max(1, training.config.epochs) if training else 0,
         gradients=request.gradients,
         batches=request.batches,
+        bits=_earlier_bits(request.origin),
+        archive=lambda finished: _archive_bytes(finished, request),
     )
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
         method.observe(graph, setting)
         plan = method.plan(graph, before, limits, one_shot=setting.one_shot)
-    scores = {"before": _score(request, graph.module, show), "after": None}
+    scores = {"before": _score_before(request, graph.module, show), "after": None}
     with show.stage("compressing"):
         method.prepare(graph, plan, setting)
         if training:
@@ -138,7 +147,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
             graph.decisions += _without_dead_structure(graph)
         finished = _finished(graph, request, sites)
     with show.stage("certifying"):
-        result = _certified(finished, request, limits, plan, before)
+        result = _certified(finished, request, limits, plan, before, bases)
     scores["after"] = _score(request, finished.module, show)
     result.metrics = scores
     result.history = _history(before.total.energy.relaxed, result, history)
@@ -207,12 +216,71 @@ def _score(request: Request, model: nn.Module, show: Progress) -> float | None:
         return evaluate(model, request.valid, request.device, request.metric)
 
 
-def resolve(budget: Budget, subject: Subject) -> tuple[ResolvedLimit, ...]:
+def _score_before(request: Request, model: nn.Module, show: Progress) -> float | None:
+    """The metric of the original; of an earlier result that which was measured then, if any."""
+    if request.origin is not None:  # what is given is no original, whatever it scores
+        return request.origin.metrics["before"]
+    return _score(request, model, show)
+
+
+def _bases(
+    subject: Subject, limits: Sequence[ResolvedLimit], origin: Compressed | None
+) -> dict[str, int | float]:
+    """Values of the original, for budgets of a later run."""
+    known = {limit.key: limit.base for limit in limits if limit.base}
+    if origin is not None:
+        return {**origin.bases, **known}
+    return {key: base_value(key, subject).number for key in sorted(COUNTED)} | known
+
+
+def _earlier_bits(origin: Compressed | None) -> dict[str, int]:
+    """Bits of the weights of an earlier result, by site."""
+    if origin is None:
+        return {}
+    uniform = {name: encoding.bits for name, encoding in origin.graph.encodings.items()}
+    return uniform | {name: book.bits for name, book in origin.graph.codebooks.items()}
+
+
+def _base(limit: Limit, subject: Subject, origin: Compressed | None) -> int | float:
+    """The value of the original dense model; 0 where it is neither known nor needed.
+
+    Raises:
+        UnsupportedBudget: The model comes from a result that does not know it.
+    """
+    key = limit.key
+    if origin is None:
+        return base_value(key, subject).number
+    if subject.hardware != origin.costs.before.hardware:
+        raise UnsupportedBudget(
+            "the earlier result was made for another hardware, so the original's costs on this one "
+            "are not known",
+            where="hardware",
+            remedy=f"Pass hardware={origin.costs.before.hardware.name!r}.",
+        )
+    if key in origin.bases:
+        return origin.bases[key]
+    # Of sizes and times, methods go by the base of an absolute limit as well.
+    if not limit.relative and key in COUNTED | {"archive"}:
+        return 0
+    raise UnsupportedBudget(
+        f"the earlier result does not know the {key!r} of its original",
+        where="budget",
+        remedy=f"It knows {', '.join(origin.bases)}; or compress the original.",
+    )
+
+
+def resolve(
+    budget: Budget, subject: Subject, origin: Compressed | None = None
+) -> tuple[ResolvedLimit, ...]:
     """The budget in absolute terms, relative to the original dense model."""
     resolved = []
+    layers = [site.size for site in subject.graph.compressible]
+    if origin is not None:
+        layers = list(origin.layers)
     for limit in budget.limits:
-        base = base_value(limit.key, subject).number
-        resolved.append(ResolvedLimit(limit, base, limit.resolve(base, subject.hardware)))
+        base = _base(limit, subject, origin)
+        maximum = limit.resolve(base, subject.hardware, layers)
+        resolved.append(ResolvedLimit(limit, base, maximum))
     return tuple(resolved)
 
 
@@ -241,10 +309,24 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
     finished = trace(graph.runnable, request.call)
     finished.rewritten = graph.rewritten
     finished.encodings = _kept_encodings(graph, finished)
+    finished.codebooks = _kept_codebooks(graph, finished)
     apply_widths(finished)
     _check_rules(graph.rules, sites, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
+
+
+def _archive_bytes(graph: ModelGraph, request: Request) -> int:
+    """Bytes of the archive of a model that a method has finished; the model is only copied."""
+    graph = copy.deepcopy(graph)
+    if not request.keep_shapes:
+        _without_dead_structure(graph)
+    finished = trace(graph.runnable, request.call)
+    finished.rewritten = graph.rewritten
+    finished.encodings = _kept_encodings(graph, finished)
+    finished.codebooks = _kept_codebooks(graph, finished)
+    apply_widths(finished)
+    return int(reached_value("archive", Subject(finished, request.hardware)).number)
 
 
 def _kept_encodings(graph: ModelGraph, finished: ModelGraph) -> dict[str, Encoding]:
@@ -258,6 +340,19 @@ def _kept_encodings(graph: ModelGraph, finished: ModelGraph) -> dict[str, Encodi
         if encoding is not None:
             encoding.check(finished.weight(site), site.name)
             found[site.name] = encoding
+    return found
+
+
+def _kept_codebooks(graph: ModelGraph, finished: ModelGraph) -> dict[str, Codebook]:
+    """The codebooks of the layers that are left, each checked against its weight."""
+    named = [site for site in graph.compressible if site.name in graph.codebooks]
+    places = {(site.owners, site.start): graph.codebooks[site.name] for site in named}
+    found = {}
+    for site in finished.compressible:
+        codebook = places.get((site.owners, site.start), graph.codebooks.get(site.name))
+        if codebook is not None:
+            codebook.check(finished.weight(site), site.name)
+            found[site.name] = codebook
     return found
 
 
@@ -300,12 +395,14 @@ def _certified(
     limits: Sequence[ResolvedLimit],
     plan: Plan,
     before: CostTable,
+    bases: dict[str, int | float],
 ) -> Compressed:
     choice = request.choice
     subject = Subject(graph, request.hardware)
     values = {limit.key: reached_value(limit.key, subject) for limit in limits}
     source = Source("model", state_digest(graph.module))
-    costs = Costs(before, subject.costs)
+    origin = request.origin
+    costs = Costs(before if origin is None else origin.costs.before, subject.costs)
     smaller = smaller_layers(costs)
     certificate = certify(limits, values, source, subject.costs, smaller=smaller)
     for row in certificate.rows:
@@ -325,6 +422,20 @@ def _certified(
         config=choice.config.to_dict(),
         limits=tuple(limits),
         graph=graph,
+        bases=bases,
+        sizes=_sizes(subject, bases, values),
+    )
+
+
+def _sizes(
+    subject: Subject, bases: Mapping[str, int | float], limited: Collection[str]
+) -> Sizes | None:
+    """Every way of counting, where one of them matters: none of them alone tells the truth."""
+    if not subject.graph.codebooks and not {"weight_bits", "archive"} & set(limited):
+        return None
+    original = bases.get("archive", bases.get("size"))
+    return count_sizes(
+        subject, int(bases["weight_bits"]), None if original is None else int(original)
     )
 
 

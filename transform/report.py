@@ -22,6 +22,7 @@ def one_screen(result: Compressed) -> str:
         f"Compressed {type(result.model).__name__} by method {result.method!r}",
         str(result.certificate),
         _totals(before.total, after.total, result.metrics, _unit(before.hardware)),
+        *([] if result.sizes is None else [str(result.sizes)]),
         _layers(before, after),
     ]
     notes = [d for d in result.decisions if d.layer or d.what != f"method {result.method!r}"]

@@ -19,6 +19,7 @@ from passes.storage.atomic import write_file
 from transform.certificate import Certificate, Source, certify
 from transform.forms import write
 from transform.limits import Subject, reached_value
+from transform.sizes import Sizes
 
 if TYPE_CHECKING:
     from export.dense import Written
@@ -85,6 +86,10 @@ class Compressed:
         config: Its configuration.
         limits: The budget in absolute terms.
         graph: The traced model behind `model`.
+        bases: Values of the original by the key of a limit, as far as they are known: what budgets
+            are relative to when the result is compressed further.
+        sizes: The size of the weights in every way of counting, where bits or bytes were limited or
+            weights have codebooks.
     """
 
     model: nn.Module
@@ -100,6 +105,14 @@ class Compressed:
         default_factory=lambda: {"before": None, "after": None}
     )
     history: list[dict[str, Any]] = field(default_factory=list)
+    bases: dict[str, int | float] = field(default_factory=dict)
+    sizes: Sizes | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Weights of every layer of the original that could be compressed."""
+        computed = "computed in forward"
+        return tuple(row.weights for row in self.costs.before if computed not in row.note)
 
     def export(self, path: str | Path, form: str = "auto", *, opset: int | None = None) -> Export:
         """Write the model as ONNX, prove it, and put its certificate beside it.
@@ -118,7 +131,9 @@ class Compressed:
                 codes. `"sparse_initializers"`: the same in ONNX's own way; larger.
                 `"column_groups"`: layers that were compressed with that pattern hold only the
                 columns that are kept; the file is smaller, and larger layers run faster.
-
+                `"packed"`: an archive, the smallest of all: positions, codes and everything else
+                entropy-coded. No runtime reads it; `export.unpack` gives the ONNX file back bit for
+                bit. `"auto"` writes one where the path ends in `.packed`.
             opset: Version of the ONNX operators of the form `"qdq"`, 18 to 25; 21 by default.
 
         Raises:
@@ -156,7 +171,10 @@ class Compressed:
         subject.count_from(recount.costs)
         values = {limit.key: reached_value(limit.key, subject) for limit in self.limits}
         names = {site: stored.name for site, stored in recount.stored.items()}
-        source = Source(written.path.name, recount.sha256, written.bytes)
+        inside = None
+        if written.inside is not None:
+            inside = {"sha256": written.inside.sha256, "bytes": written.inside.bytes}
+        source = Source(written.path.name, recount.sha256, written.bytes, inside)
         smaller = smaller_layers(self.costs)
         certificate = certify(self.limits, values, source, recount.costs, names, smaller=smaller)
         failed = [row for row in certificate.rows if not row.holds]

@@ -20,6 +20,7 @@ from energy_model.errors import CompressionError, StorageError
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
+from passes.joint.codebook import Codebook
 from passes.methods.plan import Plan
 from passes.quantize.encoding import Encoding
 from passes.quantize.widths import apply_widths
@@ -39,6 +40,7 @@ from passes.storage.tree import pack_tree, unpack_tree
 from passes.tracing.trace import trace
 from transform.certificate import Certificate
 from transform.require import require_model
+from transform.sizes import Sizes
 
 if TYPE_CHECKING:
     from transform.result import Compressed
@@ -48,9 +50,13 @@ VERSION = 1
 # Where a training run keeps its checkpoints, below its output folder.
 CHECKPOINTS = "checkpoints"
 _INDEX = "compressed.json"
-FILES = (_INDEX, "model.onnx", "model.certificate.json", "weights.safetensors", "report.txt")
+FILES = (
+    *(_INDEX, "model.onnx", "model.certificate.json", "archive.packed", "archive.certificate.json"),
+    *("weights.safetensors", "report.txt"),
+)
 _EXAMPLE = "example:"
 _ENCODING = "encoding:"
+_CODEBOOK = "codebook:"
 _FIELDS: dict[str, type] = {
     "class": str,
     "training": dict,
@@ -78,12 +84,13 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
     tensors, aliases = _tensors(graph.module, {} if stored is None else graph_state(stored))
     example, structure = _example(graph.call)
     scales = {f"{_ENCODING}{name}": e.scale.cpu() for name, e in graph.encodings.items()}
+    levels = {f"{_CODEBOOK}{name}": c.levels.cpu() for name, c in graph.codebooks.items()}
     with (
         storage_errors(directory),
         tempfile.TemporaryDirectory(prefix="transform-save-") as folder,
     ):
         weights = Path(folder) / "weights.safetensors"
-        save_tensors(weights, tensors | example | scales)
+        save_tensors(weights, tensors | example | scales | levels)
         description = _describe(result) | {
             "weights_sha256": sha256_file(weights),
             "aliases": aliases,
@@ -93,12 +100,17 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
                 name: {"bits": e.bits, "axis": e.axis, "block": e.block}
                 for name, e in graph.encodings.items()
             },
+            "codebooks": {name: _codebook_json(c) for name, c in graph.codebooks.items()},
         }
         files: dict[str, bytes] = {}
         if onnx:
             exported = result.export(Path(folder) / "model.onnx")
             files["model.onnx"] = exported.path.read_bytes()
             files["model.certificate.json"] = exported.certificate.read_bytes()
+            if any(limit.key == "archive" for limit in result.limits):
+                packed = result.export(Path(folder) / "archive.packed", "packed")
+                files["archive.packed"] = packed.path.read_bytes()
+                files["archive.certificate.json"] = packed.certificate.read_bytes()
         files["weights.safetensors"] = weights.read_bytes()
         files[_INDEX] = json_bytes(_sealed(description))
         files["report.txt"] = f"{result!r}\n".encode()
@@ -137,6 +149,8 @@ def _describe(result: Compressed) -> dict[str, Any]:
         "plan": result.plan.to_dict(),
         "history": result.history,
         "metrics": result.metrics,
+        "bases": result.bases,
+        "sizes": None if result.sizes is None else result.sizes.to_dict(),
         "costs": {
             "before": result.costs.before.to_dict(),
             "after": result.costs.after.to_dict(),
@@ -242,7 +256,7 @@ def _restored(
     from transform.result import Compressed, Costs
 
     aliases = description["aliases"]
-    apart = (_EXAMPLE, _ENCODING)
+    apart = (_EXAMPLE, _ENCODING, _CODEBOOK)
     state = {k: v for k, v in tensors.items() if not k.startswith(apart)}
     args, kwargs = unpack_tree(description["example"], tensors)
     call = Call(tuple(args), kwargs)
@@ -258,6 +272,9 @@ def _restored(
     graph.encodings = _encodings(description, tensors)
     for name, encoding in graph.encodings.items():
         encoding.check(graph.weight(graph.by_name[name]), name)
+    graph.codebooks = _codebooks(description, tensors)
+    for name, codebook in graph.codebooks.items():
+        codebook.check(graph.weight(graph.by_name[name]), name)
     apply_widths(graph)
     decisions = tuple(Decision(**item) for item in description["decisions"])
     graph.decisions[:] = decisions
@@ -277,6 +294,8 @@ def _restored(
         graph=graph,
         metrics=description["metrics"],
         history=description["history"],
+        bases=description.get("bases", {}),
+        sizes=Sizes.from_dict(sizes) if (sizes := description.get("sizes")) else None,
     )
 
 
@@ -287,6 +306,31 @@ def _encodings(
     return {
         name: Encoding(how["bits"], tensors[f"{_ENCODING}{name}"], how["axis"], how["block"])
         for name, how in description.get("encodings", {}).items()
+    }
+
+
+def _codebook_json(codebook: Codebook) -> dict[str, Any]:
+    return {
+        "bits": codebook.bits,
+        "kind": codebook.kind,
+        "reserved_zero": codebook.reserved_zero,
+        "scale": codebook.scale,
+    }
+
+
+def _codebooks(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Codebook]:
+    """The codebooks of weights; results of older releases have none."""
+    return {
+        name: Codebook(
+            tensors[f"{_CODEBOOK}{name}"],
+            how["bits"],
+            kind=how["kind"],
+            reserved_zero=how["reserved_zero"],
+            scale=how["scale"],
+        )
+        for name, how in description.get("codebooks", {}).items()
     }
 
 

@@ -21,7 +21,7 @@ def cost_table(graph: ModelGraph, hardware: Hardware) -> CostTable:
     there. `bits` are those that are stored.
 
     Args:
-        graph: The traced model; only its supports and encodings are read.
+        graph: The traced model; only its supports, encodings and codebooks are read.
         hardware: The accelerator.
     """
     return CostTable(tuple(_cost(graph, site, hardware) for site in graph.sites), hardware)
@@ -32,8 +32,8 @@ def _cost(graph: ModelGraph, site: Site, hardware: Hardware) -> Cost:
         weight, bits = torch.empty(site.size, device="meta"), 32
     else:
         weight = graph.weight(site)
-        encoding = graph.encodings.get(site.name)
-        bits = weight.element_size() * 8 if encoding is None else encoding.bits
+        written = graph.encodings.get(site.name) or graph.codebooks.get(site.name)
+        bits = weight.element_size() * 8 if written is None else written.bits
     energy = site.energy(hardware, weight)
     # In whole words, whatever the uses have now: the base of relative limits is the original.
     dense = sum(layer_energy(u.shape, hardware).relaxed * u.count for u in site.uses)

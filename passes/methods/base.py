@@ -12,7 +12,7 @@ A method is planned, prepared, trained through hooks, and finalized:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,10 +40,14 @@ class Run:
         limits: The budget in absolute terms.
         costs: Costs of the original, and the hardware they belong to.
         total_steps: Optimizer steps of one phase of the training.
+        epoch_steps: Optimizer steps of one epoch.
         gradients: Function of (model, number of batches): the mean gradient of the loss by name of
             the parameter, in evaluation mode; the model is left as it was. `None` without labels.
         batches: Function of the largest number wanted: unlabelled calls on the device, the same
             ones whenever it is asked. `None` without data.
+        bits: Bits that the weights of an earlier result have, by name of the site; of the model
+            that is compressed further.
+        archive: Function of a finished model, which it leaves alone: bytes of its archive.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -52,8 +56,11 @@ class Run:
     limits: tuple[ResolvedLimit, ...] = ()
     costs: CostTable | None = None
     total_steps: int = 0
+    epoch_steps: int = 0
     gradients: Callable[[nn.Module, int], dict[str, Tensor]] | None = None
     batches: Callable[[int], Iterator[Call]] | None = None
+    bits: Mapping[str, int] = field(default_factory=dict)
+    archive: Callable[[ModelGraph], int] | None = None
 
 
 class Method(ABC):
@@ -142,9 +149,17 @@ class Method(ABC):
         """
         return {}
 
+    def claims(self, key: str) -> bool:
+        """Whether a limit is for this method in a list, though one before it serves it as well."""
+        return False
+
     def still_saved(self) -> int | float:
         """Energy that the model as it stands will lose in `finalize` without losing weights."""
         return 0
+
+    def report(self) -> dict[str, Any]:
+        """What the history tells of the method after an epoch; JSON values."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -111,7 +111,8 @@ def _check_order(earlier: MethodSpec, config: MethodConfig, later: MethodSpec) -
 class ChainMethod(Method):
     """Calls every hook of its stages, in their order.
 
-    A limit is met by the first stage that serves it; the widths of all stages are announced before.
+    A limit is met by the first stage that serves it, unless a later one claims it; the widths of
+    all stages are announced before.
     """
 
     def __init__(self, config: MethodConfig) -> None:
@@ -168,15 +169,16 @@ class ChainMethod(Method):
         )
 
     def _shares(self, limits: Sequence[ResolvedLimit]) -> list[tuple[ResolvedLimit, ...]]:
-        """The limits of every stage: each goes to the first that serves it."""
-        owner = {
-            limit.key: next(i for i, spec in enumerate(self.specs) if limit.key in spec.serves)
-            for limit in limits
-        }
+        """The limits of every stage: each goes to one that claims it, or the first serving."""
+        owner = {limit.key: self._owner(limit.key) for limit in limits}
         return [
             tuple(limit for limit in limits if owner[limit.key] == number)
             for number in range(len(self.specs))
         ]
+
+    def _owner(self, key: str) -> int:
+        serving = [i for i, spec in enumerate(self.specs) if key in spec.serves]
+        return next((i for i in serving if self.stages[i].claims(key)), serving[0])
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
         """Prepare every stage, those after the first by a plan of the model as it is then."""
@@ -268,9 +270,17 @@ class ChainMethod(Method):
         """The first reason that a stage has."""
         return next((why for stage in self.stages if (why := stage.needs_shapes())), "")
 
+    def claims(self, key: str) -> bool:
+        """Whether any stage says so."""
+        return any(stage.claims(key) for stage in self.stages)
+
     def still_saved(self) -> int | float:
         """The sum over the stages."""
         return sum(stage.still_saved() for stage in self.stages)
+
+    def report(self) -> dict[str, Any]:
+        """What all stages tell; of one key the last has its say."""
+        return {key: value for stage in self.stages for key, value in stage.report().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Those of the stages."""

@@ -126,8 +126,9 @@ def with_widths(sites: Sequence[Site], widths: Mapping[str, Widths]) -> tuple[Si
 
 def weight_bits(graph: ModelGraph, site: Site) -> int:
     """Bits that a weight is stored in, or will be: its encoding's, the announced, or its type's."""
-    if site.name in graph.encodings:
-        return graph.encodings[site.name].bits
+    written = graph.encodings.get(site.name) or graph.codebooks.get(site.name)
+    if written is not None:
+        return written.bits
     return site.widths.weights or graph.weight(site).element_size() * 8
 
 

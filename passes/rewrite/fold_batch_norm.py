@@ -22,6 +22,7 @@ def fold_batch_norms(
     module: GraphModule,
     flat: frozenset[str] = frozenset(),
     encodings: dict[str, Encoding] | None = None,
+    alone: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Fold every batch norm whose input is a layer that nothing else reads.
 
@@ -34,6 +35,7 @@ def fold_batch_norms(
             any other is not one over its features.
         encodings: How the weights of layers are written, by path. Entries of layers that take up a
             norm are replaced; the new weight is exactly what the new entry writes.
+        alone: Paths of layers that take up no norm.
 
     Returns:
         Paths of the norms that were folded.
@@ -47,7 +49,7 @@ def fold_batch_norms(
     read = _read_directly(module)
     for node in list(module.graph.nodes):
         layer_node = _foldable_input(module, node, calls)
-        if layer_node is None:
+        if layer_node is None or str(layer_node.target) in alone:
             continue
         weight = _submodule(module, layer_node).weight
         if weight.dim() == 2 and str(layer_node.target) not in flat:

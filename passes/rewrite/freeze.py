@@ -12,6 +12,7 @@ from passes.graph import ModelGraph, Site
 from passes.isolation import evaluating
 from passes.quantize.encoding import Encoding
 from passes.rewrite.fold_batch_norm import fold_batch_norms
+from passes.rewrite.plain_norms import make_plain
 from passes.tracing.symbolic import graph_module, trace_mode
 
 
@@ -53,8 +54,10 @@ def freeze(graph: ModelGraph) -> Frozen:
             traced = trace_mode(model, graph.call, graph.leaves)
         if traced.graph is not None:
             traced_module = graph_module(model, traced)
-            folded = fold_batch_norms(traced_module, _flat(graph), by_path)
+            folded = fold_batch_norms(traced_module, _flat(graph), by_path, _with_codebooks(graph))
             module = traced_module
+    if graph.codebooks:
+        make_plain(module)
     copied = ModelGraph(model, None, graph.call, graph.sites)
     weights = {site.name: _weight(copied, site) for site in graph.compressible}
     encodings = dict(graph.encodings)
@@ -84,6 +87,12 @@ def _layers_weights(graph: ModelGraph) -> list[Site]:
         and all(attribute == "weight" for _, attribute in site.owners)
         and site.size == graph.parameter(site).numel()
     ]
+
+
+def _with_codebooks(graph: ModelGraph) -> frozenset[str]:
+    """Layers whose weights have a codebook: scaled rows would no longer share its values."""
+    named = [site for site in graph.compressible if site.name in graph.codebooks]
+    return frozenset(path for site in named for path, _ in site.owners)
 
 
 def _flat(graph: ModelGraph) -> frozenset[str]:

@@ -74,7 +74,7 @@ def test_size_is_that_of_the_exported_file():
 
 
 def test_what_nothing_counts_is_refused_by_name():
-    with pytest.raises(UnsupportedBudget, match=r"'archive' cannot be counted.*energy, nonzeros"):
-        reached_value("archive", subject_of(*made(TiedNet)))
-    with pytest.raises(UnsupportedBudget, match="'archive'"):
-        base_value("archive", subject_of(*made(TiedNet)))
+    with pytest.raises(UnsupportedBudget, match=r"'warmth' cannot be counted.*energy, nonzeros"):
+        reached_value("warmth", subject_of(*made(TiedNet)))
+    with pytest.raises(UnsupportedBudget, match="'warmth'"):
+        base_value("warmth", subject_of(*made(TiedNet)))

@@ -26,6 +26,7 @@ from transform.cli import run as run_command
 from transform.cli import sensitivity as sensitivity_command
 from transform.cli import structure as structure_command
 from transform.cli import train as train_command
+from transform.cli import unpack as unpack_command
 from transform.cli.config import configure, defaults, layer_rules, training
 from transform.cli.data import load_data
 from transform.cli.model import example_inputs, load_model
@@ -282,6 +283,7 @@ app.command(cls=Command, epilog=compare_command.EPILOG)(compare_command.compare)
 app.command(cls=Command, epilog=plot_command.EPILOG)(plot_command.plot)
 app.command(cls=Command, epilog=sensitivity_command.EPILOG)(sensitivity_command.sensitivity)
 app.command(cls=Command, epilog=structure_command.EPILOG)(structure_command.structure)
+app.command(cls=Command, epilog=unpack_command.EPILOG)(unpack_command.unpack)
 
 
 @app.command(cls=Command)

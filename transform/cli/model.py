@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,8 @@ def _state(path: Path) -> Mapping[str, Tensor]:
         raise ArgumentError(
             f"the weights cannot be read ({type(error).__name__}: {reason})",
             where=str(path),
-            remedy="Give a .safetensors file, or a .pt file of torch.save(model.state_dict()).",
+            remedy="Give a .safetensors file, an .npz file of arrays, or a .pt file of "
+            "torch.save(model.state_dict()).",
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -90,6 +92,9 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

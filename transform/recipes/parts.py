@@ -184,3 +184,19 @@ def check_matrix(matrix: Any) -> None:
             )
         if not isinstance(values, list) or not values:
             raise ArgumentError(f"{values!r} is no list of values", where=f"matrix.{name}")
+
+
+def check_stages(stages: Any) -> None:
+    """Raise unless every stage has a budget, and no more than a stage can have."""
+    if not isinstance(stages, list | tuple):
+        raise ArgumentError(f"{stages!r} is no list", where="stages", remedy="Write - budget: ...")
+    for number, stage in enumerate(stages):
+        where = f"stages[{number}]"
+        unknown = sorted(set(mapping_of(stage, where)) - {"budget", "method", "train"})
+        if unknown or "budget" not in stage:
+            raise ArgumentError(
+                f"there is no such field: {', '.join(unknown)}" if unknown else "no budget",
+                where=where,
+                remedy="A stage has a budget, and may have a method and fields of train.",
+            )
+        mapping_of(stage.get("train", {}), f"{where}.train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transform.recipes.parts import (
     Cost,
     check_matrix,
     check_names,
+    check_stages,
     check_valid,
     mapping_of,
     named,
@@ -48,6 +49,8 @@ class Recipe:
         valid: The part of the data that choices are made on: always `"valid"`.
         hardware: Profile of the energy model.
         layers: Rules for single layers.
+        stages: What is done before, one after another, each going on from the result of the last:
+            `budget`, and `method` and fields of `train` where they differ.
         matrix: Lists by `budget`, `method`, `seed` or `train.FIELD`; their product is the matrix.
     """
 
@@ -66,6 +69,7 @@ class Recipe:
     valid: str = "valid"
     hardware: str = "eyeriss"
     layers: Mapping[Any, Any] | None = None
+    stages: Sequence[Mapping[str, Any]] = ()
     matrix: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class Recipe:
         check_names(self.name, self.input, self.classes, self.weights)
         check_valid(self.valid)
         check_matrix(self.matrix)
+        check_stages(self.stages)
+        self.earlier(0)
         names = [cell.folder for cell in self.cells()]
         if len(set(names)) < len(names):
             raise ArgumentError("two cells are the same", where="matrix", remedy="Keep one.")
@@ -125,6 +131,25 @@ class Recipe:
             for number, values in enumerate(product)
         )
 
+    def earlier(self, seed: int) -> tuple[Cell, ...]:
+        """The stages that come before a cell.
+
+        Args:
+            seed: That of the cell.
+        """
+        return tuple(
+            self._cell(
+                number,
+                {
+                    "budget": stage["budget"],
+                    "method": stage.get("method", self.method),
+                    "seed": seed,
+                    **{f"train.{k}": v for k, v in stage.get("train", {}).items()},
+                },
+            )
+            for number, stage in enumerate(self.stages)
+        )
+
     def dry(self) -> Recipe:
         """The same on a few random numbers: one batch, one epoch, untrained weights."""
         train = None if self.train is None else {**self.train, "epochs": 1, "batches_per_epoch": 1}
@@ -135,7 +160,12 @@ class Recipe:
         }
         data = f"fake:{self.input}:{self.classes}:batch=2"
         method = _untimed(self.method)
-        return replace(self, data=data, weights="", method=method, train=train, matrix=matrix)
+        stages = [
+            {**stage, "train": {k: v for k, v in stage.get("train", {}).items() if k not in _TIMES}}
+            for stage in self.stages
+        ]
+        changed = {"method": method, "train": train, "matrix": matrix, "stages": stages}
+        return replace(self, data=data, weights="", **changed)
 
     def _cell(self, number: int, chosen: Mapping[str, Any]) -> Cell:
         budget = str(chosen.get("budget", self.budget))

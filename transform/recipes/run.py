@@ -71,25 +71,40 @@ def run_cell(
     root = _root(data_root)
     model, (data, valid, test) = _loaded(recipe, cell, root)
     out = None if dry else folder / _COMPRESSED
+    result: Compressed
     if out is not None and (out / _INDEX).is_file():
         result = load(out, model)
     else:
         if out is not None:
             _drop_halves(out)
-        result = compress(
-            model,
-            cell.budget,
-            data,
-            valid=valid,
-            method=cell.method,
-            layers=recipe.layers,
-            hardware=recipe.hardware,
-            train=False if cell.train is None else cell.train,
-            out=out,
-            device=device,
-            seed=cell.seed,
-            progress=progress,
-        )
+        start: nn.Module | Compressed = model
+        stages = (*recipe.earlier(cell.seed), cell)
+        for number, stage in enumerate(stages):
+            last = stage is cell
+            where = out if last or out is None else folder / _stage(recipe, stages[: number + 1])
+            if not last and where is not None and (where / _INDEX).is_file():
+                start = load(where, model)
+                continue
+            if number:  # in the order of a fresh start, whether or not earlier stages were run
+                data, valid, _ = _data(recipe, cell, root)
+            start = compress(
+                start,
+                stage.budget,
+                data,
+                valid=valid,
+                method=stage.method,
+                layers=recipe.layers,
+                # What is left must still be the original's layers for the stages that follow.
+                keep_shapes=not last,
+                hardware=recipe.hardware,
+                train=False if stage.train is None else stage.train,
+                out=where,
+                device=device,
+                seed=stage.seed,
+                progress=progress,
+            )
+        assert isinstance(start, Compressed)
+        result = start
     place = next(result.model.parameters()).device
     tested, correct = _tested(model.to(place), result.model, test, place)
     found = {
@@ -116,7 +131,14 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
         key: value
         for key, value in recipe.to_dict().items()
         if key in ("name", "model", "weights", "data", "hardware", "layers")
+        or (key == "stages" and value)
     }
+
+
+def _stage(recipe: Recipe, stages: Sequence[Cell]) -> str:
+    """Name of the folder of the last of some stages; other ones before it are another run."""
+    digest = run_identity(recipe_identity(recipe), *(stage.to_dict() for stage in stages))
+    return f"stage-{len(stages)}-{digest[:8]}"
 
 
 def _finished(folder: Path, identity: str) -> dict[str, Any]:
@@ -137,7 +159,6 @@ def _root(data_root: Path | None) -> Path:
 
 
 def _loaded(recipe: Recipe, cell: Cell, root: Path) -> tuple[nn.Module, Data]:
-    from transform.cli.data import load_data
     from transform.cli.model import load_model
 
     weights = root / recipe.weights if recipe.weights else None
@@ -148,9 +169,15 @@ def _loaded(recipe: Recipe, cell: Cell, root: Path) -> tuple[nn.Module, Data]:
             remedy="Name the folder of data and weights by --data-root, or leave `weights` out."
             + (f" The recipe needs {recipe.cost.needs}." if recipe.cost.needs else ""),
         )
-    data = load_data(recipe.data, cell.seed, root)
+    data = _data(recipe, cell, root)
     require_apart(data.valid, data.test)
     return load_model(recipe.model, weights, cell.seed), data
+
+
+def _data(recipe: Recipe, cell: Cell, root: Path) -> Data:
+    from transform.cli.data import load_data
+
+    return load_data(recipe.data, cell.seed, root)
 
 
 def require_apart(valid: Iterable[Any] | None, test: Iterable[Any] | None) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from energy_model.budget import Budget
 from energy_model.errors import InfeasibleBudget
 from energy_model.hardware import load_hardware
+from passes.graph import ModelGraph
 from passes.inputs import as_call
 from passes.methods.base import MethodSpec, Run
 from passes.methods.config import MethodConfig
@@ -92,7 +93,12 @@ def _check_plan(
     limits = resolve(Budget.parse(budget), subject)
     before = state_digest(own)
     data = labelled(own, example)
-    run = Run(gradients=Gradients(data, None, torch.device("cpu")), limits=limits)
+
+    def archive(finished: ModelGraph) -> int:
+        return Subject(finished, subject.hardware).archive_bytes
+
+    gradients = Gradients(data, None, torch.device("cpu"))
+    run = Run(gradients=gradients, limits=limits, archive=archive)
     try:
         plans = []
         for _ in range(2):

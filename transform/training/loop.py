@@ -215,6 +215,7 @@ class Trainer:
         self._epochs += 1
         last = epoch + 1 == config.epochs
         row = self.history[-1]
+        row |= self.method.report()
         if phase != Phase():
             for noted in self.history:
                 if noted["epoch"] == self._epochs:

@@ -34,7 +34,23 @@ TOY = Recipe.from_dict(
 )
 
 
-@pytest.mark.parametrize("name", sorted(recipe_names()))
+# Many seconds or minutes: AlexNets, or an archive that is written and measured several times.
+HEAVY = {
+    "alexnet-imagenet-energy",
+    "alexnet-imagenet-joint",
+    "lenet5-mnist-joint-1975x",
+    "resnet20-cifar10-archive",
+    "resnet20-cifar10-archive-pruned",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ())
+        for name in sorted(recipe_names())
+    ],
+)
 def test_every_shipped_recipe_runs_dry(name, tmp_path):
     recipe = load_recipe(name).dry()
     found = run_cell(recipe, recipe.single(), tmp_path / "cell", dry=True, progress="none")
