@@ -127,7 +127,7 @@ class Plan:
         left = 0
         for tensor in np.flatnonzero(self.large).tolist():
             size = math.prod(self.payloads[tensor].dims)
-            if size > left:
+            if not groups or size > left:
                 groups.append([])
                 left = _TOGETHER
             groups[-1].append(tensor)
@@ -163,21 +163,22 @@ class Reader:
         pieces = join(self._skeleton())
         if sum(map(_size, pieces)) >= BIGGEST:
             raise IrregularError("the file in it would be larger than any ONNX file")
-        types = [_type(piece) for piece in pieces if isinstance(piece, Payload)]
-        groups = code_groups(self.stream, len(types)) if self.form is not Form.STREAM else []
-        inside = {tensor for tensors in groups for tensor in tensors}
-        large, number = self._large(groups, types), 0
+        arrays = self._arrays([_type(piece) for piece in pieces if isinstance(piece, Payload)])
         for piece in pieces:
             if isinstance(piece, Payload):
-                array = (
-                    next(large) if number in inside else decode_tensor(self.stream, *types[number])
-                )
-                yield to_bytes(array, piece.data_type)
-                number += 1
+                yield to_bytes(next(arrays), piece.data_type)
             else:
                 yield piece
         if self.blocks.position < self.blocks.end:
             raise IrregularError("something follows the last block")
+
+    def _arrays(self, types: list[Type]) -> Iterator[Array]:
+        """All tensors in their order."""
+        groups = code_groups(self.stream, len(types)) if self.form is not Form.STREAM else []
+        large = self._large(groups, types)
+        inside = {tensor for tensors in groups for tensor in tensors}
+        for number, (dtype, shape) in enumerate(types):
+            yield next(large) if number in inside else decode_tensor(self.stream, dtype, shape)
 
     def _large(self, groups: list[list[int]], types: list[Type]) -> Iterator[Array]:
         """The tensors in blocks, in their order."""
