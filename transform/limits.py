@@ -90,9 +90,9 @@ class Subject:
         if file.inside is not None:
             return file.bytes
         if self._packed is None:
-            from export.archive import pack
+            from export.archive import packed_bytes
 
-            self._packed = len(pack(file.path.read_bytes()))
+            self._packed = packed_bytes(file.path.read_bytes())
         return self._packed
 
 

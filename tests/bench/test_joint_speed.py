@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from bench.joint_speed import (
@@ -16,6 +17,9 @@ from bench.joint_speed import (
 from bench.speed.ratio import Outcome
 from bench.speed.rounds import Settings
 from bench.speed.subjects import Subject
+
+# More than a second each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
 
 SMALL = Subject("LeNet-5", "bench.zoo.lenet5:lenet5", (1, 1, 28, 28))
 

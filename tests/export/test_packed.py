@@ -140,6 +140,7 @@ def test_what_is_unpacked_runs_as_the_model_does(exported, name, tmp_path):
     assert np.abs(outputs[1]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_note_says_what_it_is_for(exported):
     _, plain, written = exported("lenet5")
     assert f"{plain.bytes:,} bytes of ONNX (form 'dense')" in written.notes[-1]

@@ -32,6 +32,7 @@ def inputs():
     return tuple(torch.randn(2, n, 32, generator=generator) for n in (6, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "budget"),
     [

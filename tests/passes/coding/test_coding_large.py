@@ -18,6 +18,9 @@ from passes.coding.large import decode_large, encode_large
 from passes.coding.planes import draft_planes, read_planes
 from passes.coding.positions import draft_positions, read_positions
 
+# More than a second each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
 
 

@@ -193,6 +193,7 @@ def test_random_bytes_are_a_tensor_or_an_error(
     assert array.dtype == np.dtype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [0.4])
 def test_comparing_ways_on_the_first_rows_is_enough(
     zeros: float, monkeypatch: pytest.MonkeyPatch

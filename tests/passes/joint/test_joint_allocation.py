@@ -115,6 +115,7 @@ def alternated(weights, budget, bits):
         widths = found.bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [300, 1100])
 def test_larger_layers_beat_alternation_and_uniform_widths(budget):
     generator = torch.Generator().manual_seed(0)

@@ -21,6 +21,9 @@ from passes.methods.joint import SPEC, Joint
 from passes.methods.joint.energy_training import EnergyAlternation
 from passes.methods.phases import Phase
 
+# More than a second each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 FOUR = Joint(bits=4, levels="uniform", mode="quantize")
 
 
