@@ -103,7 +103,10 @@ def layer_options(weight: Tensor, widths: Sequence[int], most: int, kind: Kind) 
         most: No more weights than this can be kept.
         kind: Of the codebook.
     """
-    top = weight.detach()[top_mask(weight, most)]
+    top = weight.detach().reshape(-1)
+    # Of few weights all matter: the best ones of both signs need not be the largest ones.
+    if int(top.count_nonzero()) > SMALL:
+        top = weight.detach()[top_mask(weight, most)]
     if kind == "uniform":
         found = _uniform(SortedValues.of(top, zeros=False, magnitudes=True), widths)
     else:

@@ -8,6 +8,9 @@ import torch
 import transform
 from bench.zoo.lenet_300_100 import lenet_300_100
 
+# Seconds each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 

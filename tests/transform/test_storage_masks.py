@@ -26,6 +26,9 @@ from passes.tracing.trace import trace
 from transform import storage
 from transform.fingerprint import state_digest
 
+# Seconds each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 DEAD = (1, 4)
 
 

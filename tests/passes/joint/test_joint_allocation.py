@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from joint_oracle import float32s, lenet5_weights, oracle
 
@@ -64,6 +64,7 @@ def best_layer(values, bits, k):
 
 
 @settings(max_examples=25, deadline=None)
+@example(layers=[[1.0, 1.0, -1.0, 0.5, -0.5]], budget=4)  # of the two halves the negative one stays
 @given(
     layers=st.lists(st.lists(WEIGHT, max_size=5), min_size=1, max_size=2),
     budget=st.integers(0, 22),

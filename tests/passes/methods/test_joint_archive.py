@@ -15,6 +15,9 @@ from passes.coding.tensor import tensor_bits
 from passes.methods.base import Run
 from passes.methods.phases import Phase
 
+# Seconds each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 REST = 150
 STEPS = 12
 

@@ -27,6 +27,9 @@ from torch import nn
 from passes.methods.base import Run
 from passes.methods.phases import Phase
 
+# Seconds each: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 TOTAL = STEPS * EPOCHS
 MODES = [
     {},
