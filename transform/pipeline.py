@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ from transform.result import Compressed, Costs, smaller_layers
 from transform.sizes import Sizes, count_sizes
 from transform.training.fit import Training, fit, run_identity
 from transform.unlabelled import Unlabelled
+
+_Form = TypeVar("_Form", Encoding, Codebook)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,11 +308,7 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
             where=f"method {request.choice.spec.name!r}",
             remedy="finalize() must bake them.",
         )
-    finished = trace(graph.runnable, request.call)
-    finished.rewritten = graph.rewritten
-    finished.encodings = _kept_encodings(graph, finished)
-    finished.codebooks = _kept_codebooks(graph, finished)
-    apply_widths(finished)
+    finished = _traced_anew(graph, request.call)
     _check_rules(graph.rules, sites, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
@@ -321,38 +319,39 @@ def _archive_bytes(graph: ModelGraph, request: Request) -> int:
     graph = copy.deepcopy(graph)
     if not request.keep_shapes:
         _without_dead_structure(graph)
-    finished = trace(graph.runnable, request.call)
-    finished.rewritten = graph.rewritten
-    finished.encodings = _kept_encodings(graph, finished)
-    finished.codebooks = _kept_codebooks(graph, finished)
-    apply_widths(finished)
+    finished = _traced_anew(graph, request.call)
     return int(reached_value("archive", Subject(finished, request.hardware)).number)
 
 
-def _kept_encodings(graph: ModelGraph, finished: ModelGraph) -> dict[str, Encoding]:
-    """The encodings of the layers that are left, each checked against its weight."""
+def _traced_anew(graph: ModelGraph, call: Call) -> ModelGraph:
+    """The finished model traced again, with how its weights are written."""
+    finished = trace(graph.runnable, call)
+    finished.rewritten = graph.rewritten
+    finished.encodings = _carried(graph.encodings, graph, finished)
+    finished.codebooks = _carried(graph.codebooks, graph, finished)
+    apply_widths(finished)
+    return finished
+
+
+def _carried(
+    written: Mapping[str, _Form], graph: ModelGraph, finished: ModelGraph
+) -> dict[str, _Form]:
+    """How the weights that are left are written, each checked against its weight.
+
+    Args:
+        written: Of the graph's sites, by name.
+        graph: What the method has finished.
+        finished: The same, traced anew.
+    """
     # By place first: traced anew, the parts of a cut attention weight have other names.
-    named = [site for site in graph.compressible if site.name in graph.encodings]
-    places = {(site.owners, site.start): graph.encodings[site.name] for site in named}
+    named = [site for site in graph.compressible if site.name in written]
+    places = {(site.owners, site.start): written[site.name] for site in named}
     found = {}
     for site in finished.compressible:
-        encoding = places.get((site.owners, site.start), graph.encodings.get(site.name))
-        if encoding is not None:
-            encoding.check(finished.weight(site), site.name)
-            found[site.name] = encoding
-    return found
-
-
-def _kept_codebooks(graph: ModelGraph, finished: ModelGraph) -> dict[str, Codebook]:
-    """The codebooks of the layers that are left, each checked against its weight."""
-    named = [site for site in graph.compressible if site.name in graph.codebooks]
-    places = {(site.owners, site.start): graph.codebooks[site.name] for site in named}
-    found = {}
-    for site in finished.compressible:
-        codebook = places.get((site.owners, site.start), graph.codebooks.get(site.name))
-        if codebook is not None:
-            codebook.check(finished.weight(site), site.name)
-            found[site.name] = codebook
+        form = places.get((site.owners, site.start), written.get(site.name))
+        if form is not None:
+            form.check(finished.weight(site), site.name)
+            found[site.name] = form
     return found
 
 

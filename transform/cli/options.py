@@ -223,8 +223,8 @@ RecipeName = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A YAML file, or one that comes with the compiler: lenet5-mnist-energy, "
-        "resnet20-cifar10-energy, digits-energy, alexnet-imagenet-energy.",
+        help="A YAML file, or one that comes with the compiler, such as digits-energy; an unknown "
+        "name lists them all.",
     ),
 ]
 RunFolder = Annotated[

@@ -7,6 +7,7 @@ masks and bits are fixed and training sees the levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ from passes.methods.joint.rates import Layer, Rate
 from passes.methods.joint.solve import FULL, codebook_of
 from passes.methods.joint.targets import Targets
 
+# Looks at real archives from the middle of the ladder until masks are fixed.
+_CALIBRATIONS = 8
+
 
 @dataclass
 class Alternation:
@@ -36,14 +40,14 @@ class Alternation:
         rate: How bits are counted.
         config: The method's configuration.
         significand: Significant bits of codebooks, biases and norms.
-        budget: Function of nothing: bits that the targets may take in the end.
+        budget: What the targets may take in the end, as the rate counts.
         total: Optimizer steps of the run.
         epoch: Optimizer steps of an epoch.
-        settle: Function of the masks' budget: called once, when masks are fixed; returns the bits
-            of the layers and whether they fit.
+        settle: Removes weights and sets `bits` as they are to stay; called once, when masks are
+            fixed. `None` projects.
         earlier: Bits that layers have from an earlier result.
-        recalibrate: The budget anew, from what the weights as they are really take; asked for at
-            the ends of epochs in the second half of the ladder.
+        recalibrate: The budget anew, from what the weights under some masks really take; asked for
+            at the start, and some times from the middle of the ladder until masks are fixed.
         first: Where the ladder begins, as the rate counts.
     """
 
@@ -57,7 +61,8 @@ class Alternation:
     epoch: int
     settle: Callable[[Alternation], None] | None = None
     earlier: Mapping[str, int] = field(default_factory=dict)
-    recalibrate: Callable[[Alternation], int] | None = None
+    recalibrate: Callable[[Alternation, list[Tensor]], int] | None = None
+    recalibrated: int = 0
     bits: list[int] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
@@ -70,10 +75,15 @@ class Alternation:
 
     def start(self) -> None:
         """Duplicates are the weights, duals are zero, and every layer has its first bits."""
-        self.rho, self.step, self.masks = self.config.rho, 0, []
+        self.rho, self.step, self.masks, self.recalibrated = self.config.rho, 0, [], 0
         self.bits = [t.first_bits(self.config.start_bits, self.earlier) for t in self.targets.rows]
         weights = self.targets.weights(self.graph)
         self.splits = [Split.of(w) for w in weights]
+        if self.recalibrate is not None:
+            masks = [weight != 0 for weight in weights]
+            if self.config.mode != "quantize":
+                masks = self.rate.project(weights, self.bits, self.budget, self.layers)
+            self.budget = self.recalibrate(self, masks)
         if self.config.mode != "quantize":  # bits alone follow no ladder
             self.first = int(self.config.start * self.rate.size(weights, self.bits))
         train_through(self.graph, through=False)
@@ -142,6 +152,7 @@ class Alternation:
         every, dual = self.config.project_every, self.config.dual_every
         if step == 1 or (every and step % every == 0):
             self.project(optimizer)
+            self._recalibrate()
         if step == 1 or (dual and step % dual == 0):
             self.update_duals()
 
@@ -153,11 +164,10 @@ class Alternation:
             return
         if self.projected != self.step:
             self.project(optimizer)
+            self._recalibrate()
         if self.doubled != self.step:
             self.update_duals()
         self.fit()
-        if self.recalibrate is not None and 2 * self.progress >= self.config.ladder:
-            self.budget = self.recalibrate(self)
         self.rho *= self.config.rho_growth
         for split in self.splits:
             split.rescale(self.config.rho_growth)
@@ -171,6 +181,21 @@ class Alternation:
         self.rate.relief = self.allowed / max(self.budget, 1)
         masks = self.rate.project(weights, self.bits, self.allowed, self.layers)
         self._apply(masks, optimizer if self.config.momentum == "mask" else None)
+
+    def _recalibrate(self) -> None:
+        """A new budget, if one is due.
+
+        Early, while more weights are left than will stay: weights that a looser budget gives back
+        when masks are fixed have learned nothing.
+        """
+        if self.recalibrate is None:
+            return
+        first, last = self.config.ladder / 2, 1 - self.config.finetune
+        span = last - first
+        due = math.floor(_CALIBRATIONS * (self.progress - first) / span) + 1 if span > 0 else 0
+        if due > self.recalibrated:
+            self.recalibrated = due
+            self.budget = self.recalibrate(self, [weight != 0 for _, _, weight in self._each()])
 
     def update_duals(self) -> None:
         """Choose bits, project the duplicates onto codebooks, and add up the differences."""
@@ -240,6 +265,7 @@ class Alternation:
             "rho": self.rho,
             "first": self.first,
             "budget": self.budget,
+            "recalibrated": self.recalibrated,
             "multiplier": self.rate.multiplier,
             "bits": list(self.bits),
             "duplicates": [split.duplicate for split in self.splits],
@@ -250,7 +276,7 @@ class Alternation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.step, self.rho = int(state["step"]), float(state["rho"])
-        self.first = int(state["first"])
+        self.first, self.recalibrated = int(state["first"]), int(state["recalibrated"])
         self.projected, self.doubled = int(state["projected"]), int(state["doubled"])
         self.budget, self.bits = int(state["budget"]), [int(b) for b in state["bits"]]
         self.rate.multiplier = float(state["multiplier"])

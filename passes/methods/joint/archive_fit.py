@@ -18,7 +18,8 @@ from passes.methods.joint.targets import Targets
 
 # Of the limit; a budget that leaves no more unused is not tried again.
 _UNUSED = 0.005
-_TRIALS = 5
+# So many trials, and more while nothing has fitted yet.
+_TRIALS, _MOST = 5, 24
 
 Measure = Callable[[ModelGraph], int]
 
@@ -82,7 +83,9 @@ class ArchiveFit:
         """
         best: tuple[int, Solution, int] | None = None
         overhead, low, high = self.overhead(), 0, math.inf
-        for _ in range(_TRIALS):
+        for trial in range(_MOST):
+            if best is not None and trial >= _TRIALS:
+                break
             solution = propose(budget)
             found = self.bytes_of(solution)
             if found <= limit.maximum:

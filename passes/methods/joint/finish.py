@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from energy_model.resolved import ResolvedLimit
 from passes.graph import ModelGraph
@@ -97,20 +98,25 @@ class Finish:
             weight.masked_fill_(~mask, 0.0)
         training.bits = list(solution.bits)
 
-    def recalibrated(self, training: Alternation) -> int:
-        """The budget of bits after a look at the real archive of the weights as they are.
+    def recalibrated(self, training: Alternation, masks: list[Tensor]) -> int:
+        """The budget of bits after a look at the real archive of the weights that masks keep.
 
-        Units that have died take their biases with them, and positions may be cheaper than was
-        thought.
+        Units that have died take their biases with them, and codes and positions may be cheaper
+        than was thought.
         """
         limit, targets = self.setting.archive, training.targets
         if limit is None:
             return training.budget
         weights = targets.weights(self.graph)
-        masks, parts = [w != 0 for w in weights], (self.setting.config, training.significand)
-        found = self.fit.bytes_of(solution_of(weights, masks, training.bits, targets, *parts))
-        size = training.rate.size(weights, training.bits)
-        return max(0, size + 8 * (int(limit.maximum) - found))
+        parts = (training.bits, targets, self.setting.config, training.significand)
+        found = self.fit.bytes_of(solution_of(weights, masks, *parts))
+        kept = [w.detach().masked_fill(~m, 0) for w, m in zip(weights, masks, strict=True)]
+        size = training.rate.size(kept, training.bits)
+        # What is no weight stays; the rest grows about as the bits that it is given.
+        rest = self.setting.overhead
+        budget = int(size * (limit.maximum - rest) / max(found - rest, 1))
+        whole = training.rate.size([torch.ones_like(w) for w in weights], self._widest)
+        return min(max(0, budget), whole)
 
     def trim(self, codebooks: Mapping[str, Codebook], limit: ResolvedLimit) -> None:
         """Write a finished model; the cheapest weights go until its archive fits, none if it does.

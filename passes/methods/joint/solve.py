@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from passes.graph import ModelGraph
@@ -173,8 +172,3 @@ def polish(
         bits = new
         masks = rate.project(weights, bits, budget, layers)
     return masks, bits
-
-
-def total_nonzeros(values: Sequence[Tensor]) -> int:
-    """Nonzeros of all tensors."""
-    return sum(int(torch.count_nonzero(v)) for v in values)

@@ -13,6 +13,8 @@ from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.coding.tensor import tensor_bits
 from passes.methods.base import Run
+from passes.methods.joint import rates
+from passes.methods.joint.finish import Finish
 from passes.methods.phases import Phase
 
 # Seconds each: `make test-slow` runs them.
@@ -82,6 +84,32 @@ def test_the_real_bytes_fit_and_little_is_left(options, trained):
         assert plan.reached["archive"] == found
         if not options.get("levels"):
             assert found >= 0.85 * budget
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_cheaper_than_was_thought_leaves_nothing_unused(trained, monkeypatch):
+    honest = rates._layer_bits
+    monkeypatch.setattr(rates, "_layer_bits", lambda mask, bits: 2 * honest(mask, bits))
+    graph, _ = compressed("archive<=215 B", trained=trained, min_bits=3, max_bits=3)
+    assert 205 <= measured(graph) <= 215
+
+
+@pytest.mark.parametrize(
+    ("ladder", "finetune"), [(0.0, 0.0), (0.0, 0.3), (0.0, 1.0), (0.4, 0.0), (0.4, 0.6), (1.0, 0.0)]
+)
+def test_a_budget_is_corrected_before_masks_are_fixed(ladder, finetune, monkeypatch):
+    asked = []
+    once = Finish.recalibrated
+
+    def recalibrated(self, training, masks):
+        asked.append(training.step)
+        return once(self, training, masks)
+
+    monkeypatch.setattr(Finish, "recalibrated", recalibrated)
+    compressed("archive<=270 B", trained=True, ladder=ladder, finetune=finetune)
+    assert asked[0] == 0
+    assert all(ladder / 2 <= step / STEPS <= 1 - finetune for step in asked[1:])
+    assert len(asked) > 1 or ladder / 2 >= 1 - finetune
 
 
 @pytest.mark.parametrize("mode", ["both", "quantize"])
