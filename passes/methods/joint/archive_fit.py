@@ -18,8 +18,8 @@ from passes.methods.joint.targets import Targets
 
 # Of the limit; a budget that leaves no more unused is not tried again.
 _UNUSED = 0.005
-# So many trials, and more while nothing has fitted yet.
-_TRIALS, _MOST = 5, 24
+# Trials until something fits, and after that.
+_MISSES, _TRIALS = 24, 5
 
 Measure = Callable[[ModelGraph], int]
 
@@ -35,6 +35,53 @@ class Fitted:
 
     budget: int
     bytes: int
+
+
+@dataclass(slots=True)
+class _Bracket:
+    """Budgets between which the one lies that fills a limit.
+
+    Attributes:
+        maximum: Bytes that are allowed.
+        rest: Of them, what is no weight.
+        low: The largest budget that fits.
+        high: The smallest that does not; infinite before there is one.
+        above: Bytes at `high`.
+        hits: Trials since one fitted.
+        misses: Trials that did not.
+    """
+
+    maximum: int
+    rest: int
+    low: Fitted = Fitted(0, 0)
+    high: float = math.inf
+    above: float = math.inf
+    hits: int = 0
+    misses: int = 0
+
+    def add(self, found: Fitted) -> None:
+        """Narrow it by a trial."""
+        self.hits += bool(self.hits) or found.bytes <= self.maximum
+        if found.bytes > self.maximum:
+            self.misses += 1
+            if found.budget < self.high:
+                self.high, self.above = found.budget, found.bytes
+        elif found.budget > self.low.budget:
+            self.low = found
+
+    def guess(self, last: Fitted) -> int:
+        """What to try next, after the last trial."""
+        wanted = self.maximum * (1 - _UNUSED / 2)
+        if self.hits and self.high < math.inf:
+            span = self.high - self.low.budget
+            share = (wanted - self.low.bytes) / (self.above - self.low.bytes)
+            return int(self.low.budget + min(max(share, 0.1), 0.9) * span)
+        # What is no weight stays; the rest grows about as the bits that it is given.
+        scaled = int(last.budget * (wanted - self.rest) / max(last.bytes - self.rest, 1))
+        if self.hits:
+            return scaled
+        # Where the smallest weights are rounded to zero, fewer of them change nothing.
+        return max(0, min(scaled, int(self.high * (1 - _UNUSED * 2 ** min(self.misses, 7)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +128,24 @@ class ArchiveFit:
         Raises:
             InfeasibleBudget: Even the smallest one does not fit.
         """
-        best: tuple[int, Solution, int] | None = None
-        overhead, low, high = self.overhead(), 0, math.inf
-        for trial in range(_MOST):
-            if best is not None and trial >= _TRIALS:
-                break
+        best: tuple[Solution, Fitted] | None = None
+        bracket = _Bracket(int(limit.maximum), self.overhead())
+        while bracket.misses < _MISSES and bracket.hits < _TRIALS:
             solution = propose(budget)
-            found = self.bytes_of(solution)
-            if found <= limit.maximum:
-                low = max(low, budget)
-                if best is not None and found == best[0]:
-                    break  # another limit, or the widest codes: more bits change nothing
-                if best is None or found > best[0]:
-                    best = found, solution, budget
-                if limit.maximum - found <= _UNUSED * limit.maximum:
-                    break
-            else:
-                high = min(high, budget)
-            # What is no weight stays; the rest grows about as the bits that it is given.
-            rate = (limit.maximum - overhead) / max(found - overhead, 1)
-            guess = int(budget * rate * (1 - _UNUSED / 2))
-            budget = guess if low < guess < high else int((low + min(high, 2 * low)) // 2)
-            if budget in (low, high):
+            found = Fitted(budget, self.bytes_of(solution))
+            fits = found.bytes <= limit.maximum
+            if fits and best is not None and found.bytes == best[1].bytes:
+                break  # another limit, or the widest codes: more bits change nothing
+            if fits and (best is None or found.bytes > best[1].bytes):
+                best = solution, found
+            bracket.add(found)
+            if fits and limit.maximum - found.bytes <= _UNUSED * limit.maximum:
+                break
+            budget = bracket.guess(found)
+            if budget in (bracket.low.budget, bracket.high):
                 break
         if best is not None:
-            return best[1], Fitted(best[2], best[0])
+            return best
         solution = propose(0)
         tightest = self.bytes_of(solution)
         if tightest <= limit.maximum:
