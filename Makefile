@@ -24,10 +24,10 @@ demo: install
 	$(BIN)/transform demo
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ def select_layers(graph: ModelGraph, layers: Mapping[Selector, Any] | None) -> d
 
     Args:
         graph: The traced model.
-        layers: Selectors and rules. A selector is a glob over layer names (`"classifier.*"`), a
+        layers: Selectors and rules. A selector is a name or a glob over names (`"classifier.*"`), a
             module class, or a function of (name, module). A rule is `False` (leave the layer
             alone), `True` (no rule), or a dict with `max_sparsity` or `min_density`. Later entries
             win over earlier ones.
@@ -51,7 +51,8 @@ def select_layers(graph: ModelGraph, layers: Mapping[Selector, Any] | None) -> d
 
 def _matches(graph: ModelGraph, site: Site, selector: Selector) -> bool:
     if isinstance(selector, str):
-        return fnmatchcase(site.name, selector)
+        # Parts of attention have brackets in their names, which a glob would read as a class.
+        return site.name == selector or fnmatchcase(site.name, selector)
     modules = [(path, graph.module.get_submodule(path)) for path, _ in site.owners]
     if isinstance(selector, type):
         return any(isinstance(module, selector) for _, module in modules)

@@ -37,6 +37,11 @@ def test_globs_types_and_functions_select():
     assert densities(small) == {"0": 0.5}
 
 
+def test_names_with_brackets_are_names():
+    graph = trace(nn.MultiheadAttention(8, 2), Call((EXAMPLE[0], EXAMPLE[0] + 1, EXAMPLE[0] + 1)))
+    assert list(select_layers(graph, {"in_proj_weight[0:8]": False})) == ["in_proj_weight[0:8]"]
+
+
 def test_later_rules_win_and_true_takes_a_rule_away():
     layers = {"*": False, "2": {"max_sparsity": 0.75}, "4": True}
     assert densities(layers) == {"0": 1.0, "2": 0.25, "4": 0.0}

@@ -20,6 +20,8 @@ from passes.methods.joint.targets import Targets
 _UNUSED = 0.005
 # Trials until something fits, and after that.
 _MISSES, _TRIALS = 24, 5
+# A trial is followed by none of less than this part of its budget.
+_STEP = 8
 
 Measure = Callable[[ModelGraph], int]
 
@@ -31,10 +33,12 @@ class Fitted:
     Attributes:
         budget: Bits for the weights, as the rate counts them.
         bytes: Of the archive.
+        weights: Of them, bytes of the weights.
     """
 
     budget: int
     bytes: int
+    weights: float = 0.0
 
 
 @dataclass(slots=True)
@@ -43,7 +47,6 @@ class _Bracket:
 
     Attributes:
         maximum: Bytes that are allowed.
-        rest: Of them, what is no weight.
         low: The largest budget that fits.
         high: The smallest that does not; infinite before there is one.
         above: Bytes at `high`.
@@ -52,7 +55,6 @@ class _Bracket:
     """
 
     maximum: int
-    rest: int
     low: Fitted = Fitted(0, 0)
     high: float = math.inf
     above: float = math.inf
@@ -77,11 +79,13 @@ class _Bracket:
             share = (wanted - self.low.bytes) / (self.above - self.low.bytes)
             return int(self.low.budget + min(max(share, 0.1), 0.9) * span)
         # What is no weight stays; the rest grows about as the bits that it is given.
-        scaled = int(last.budget * (wanted - self.rest) / max(last.bytes - self.rest, 1))
+        room = wanted - last.bytes + last.weights
+        scaled = int(last.budget * room / max(last.weights, 1))
         if self.hits:
             return scaled
         # Where the smallest weights are rounded to zero, fewer of them change nothing.
-        return max(0, min(scaled, int(self.high * (1 - _UNUSED * 2 ** min(self.misses, 7)))))
+        most = int(self.high * (1 - _UNUSED * 2 ** min(self.misses, 7)))
+        return min(max(scaled, int(self.high) // _STEP), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,11 @@ class ArchiveFit:
         write_solution(plain, self.targets, solution)
         return self.measure(plain)
 
+    def weights_of(self, solution: Solution) -> float:
+        """Of the bytes of a solution's archive, those of the weights."""
+        values = solution.values(self.targets.weights(self.graph))
+        return sum(tensor_bits(v.detach().cpu().numpy()) for v in values) / 8
+
     def fit(
         self, propose: Callable[[int], Solution], budget: int, limit: ResolvedLimit
     ) -> tuple[Solution, Fitted]:
@@ -129,10 +138,10 @@ class ArchiveFit:
             InfeasibleBudget: Even the smallest one does not fit.
         """
         best: tuple[Solution, Fitted] | None = None
-        bracket = _Bracket(int(limit.maximum), self.overhead())
+        bracket = _Bracket(int(limit.maximum))
         while bracket.misses < _MISSES and bracket.hits < _TRIALS:
             solution = propose(budget)
-            found = Fitted(budget, self.bytes_of(solution))
+            found = Fitted(budget, self.bytes_of(solution), self.weights_of(solution))
             fits = found.bytes <= limit.maximum
             if fits and best is not None and found.bytes == best[1].bytes:
                 break  # another limit, or the widest codes: more bits change nothing

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from energy_model.resolved import ResolvedLimit
-from passes.coding.tensor import tensor_bits
 from passes.graph import ModelGraph
 from passes.joint.codebook import Codebook
 from passes.joint.sizes import nominal_bits
@@ -111,13 +110,12 @@ class Finish:
         weights = targets.weights(self.graph)
         parts = (training.bits, targets, self.setting.config, training.significand)
         solution = solution_of(weights, masks, *parts)
-        found, values = self.fit.bytes_of(solution), solution.values(weights)
-        coded = sum(tensor_bits(value.detach().cpu().numpy()) for value in values)
+        found, coded = self.fit.bytes_of(solution), self.fit.weights_of(solution)
         kept = [w.detach().masked_fill(~m, 0) for w, m in zip(weights, masks, strict=True)]
         size = training.rate.size(kept, training.bits)
         # What is no weight stays as it is now; the rest grows about as the bits that it is given.
-        room = int(limit.maximum) - found + coded / 8
-        budget = int(size * room * 8 / coded) if coded else size + int(8 * room)
+        room = int(limit.maximum) - found + coded
+        budget = int(size * room / coded) if coded else size + int(8 * room)
         whole = training.rate.size([torch.ones_like(w) for w in weights], self._widest)
         return min(max(0, budget), whole)
 

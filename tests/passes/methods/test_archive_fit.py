@@ -21,8 +21,8 @@ class Formula(ArchiveFit):
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "asked", [])
 
-    def overhead(self):
-        return REST
+    def weights_of(self, solution):
+        return self.size(solution) - REST
 
     def bytes_of(self, solution):
         self.asked.append(solution)

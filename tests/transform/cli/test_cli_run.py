@@ -82,6 +82,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(recipe, tmp_path, failing, e
     assert ("Traceback" in result.stderr) == isinstance(error, RuntimeError)
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_only_what_failed(recipe, tmp_path, failing):
     arguments = ("run", recipe, "--matrix", "--out", tmp_path / "runs")
     failing(seed_1=TrainingError("the loss is nan"))

@@ -34,8 +34,12 @@ TOY = Recipe.from_dict(
 )
 
 
-# Many seconds or minutes: AlexNets, or an archive that is written and measured several times.
+# Many seconds or minutes: AlexNets, an archive that is written and measured several times, or more
+# of what others show.
 HEAVY = {
+    "lenet5-mnist-below-floor",
+    "lenet5-mnist-joint-400x",
+    "lenet5-mnist-masks",
     "alexnet-imagenet-energy",
     "alexnet-imagenet-joint",
     "lenet5-mnist-joint-1975x",

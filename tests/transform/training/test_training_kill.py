@@ -16,7 +16,11 @@ from killed_runs import compressed
 import transform
 from transform.fingerprint import state_digest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+# Half a minute; that a killed run goes on is shown by the checkpoints' own tests in the gate.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
 PROGRAM = Path(__file__).with_name("killed_runs.py")
 FILES = [
     "compressed.json",
@@ -74,13 +78,11 @@ def test_killed_while_a_checkpoint_is_written(found):
     assert left[2] == ["epoch-000001", "epoch-000002"]
 
 
-@pytest.mark.slow
 def test_killed_at_every_flush_before_the_result_is_written(tmp_path):
     numbers = [*CHECKPOINT_FLUSHES, *EXPORT_FLUSHES]
     assert_all_resumed(answers("flushing", tmp_path, *numbers), "flushing", len(numbers))
 
 
-@pytest.mark.slow
 def test_killed_from_outside_once_the_first_checkpoint_appears(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(command("slow", tmp_path), stdout=subprocess.DEVNULL)
