@@ -6,19 +6,18 @@ bits, bits as authors report them, the entropy of the weights, and the bytes of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bench.comparison import read_results
 from bench.saved_runs import COMPRESSED
 from energy_model.errors import StorageError
 from passes.storage.atomic import read_json
 from transform.sizes import Sizes
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +48,39 @@ class Row:
 
 
 def find_rows(folders: Iterable[Path]) -> list[Row]:
-    """The finished cells under some folders, by recipe, budget and method.
+    """The finished cells under some folders, by recipe, size and method.
 
     Raises:
         StorageError: There is none under a folder, or one is damaged.
     """
-    rows = []
-    for folder in folders:
-        files = sorted(folder.rglob(RESULT))
-        if not files:
-            raise StorageError(
-                "there is no finished cell",
-                where=str(folder),
-                remedy="Name a folder that `transform run` wrote.",
-            )
-        rows += [read_row(path) for path in files]
+    rows = [read_row(cell, result) for cell, result in read_results(folders).items()]
     return sorted(rows, key=lambda r: (r.recipe, -(r.sizes.archive_bytes or 0), r.method, r.seed))
 
 
-def read_row(path: Path) -> Row:
-    """The row of a cell, from its result.
+def read_row(folder: Path, result: Mapping[str, Any]) -> Row:
+    """The row of a cell.
+
+    Args:
+        folder: That of the cell.
+        result: What its `result.json` holds.
 
     Raises:
-        StorageError: A file is missing, damaged, or of another version.
+        StorageError: Its model is missing, or its sizes were not counted.
     """
-    compressed = path.parent / "compressed" / COMPRESSED
-    found = _read(path, "transform-result")
-    sizes = _read(compressed, "transform-compressed").get("sizes")
+    path = folder / "compressed" / COMPRESSED
+    sizes = read_json(path).get("sizes")
     if sizes is None:
-        raise StorageError(
-            "the run has counted no sizes", where=str(compressed), remedy="Run it again."
-        )
-    cell, test = found["cell"], found["metrics"]["test"]
+        raise StorageError("the run has counted no sizes", where=str(path), remedy="Run it again.")
+    cell, test = result["cell"], result["metrics"]["test"]
     return Row(
-        found["recipe"]["name"],
+        result["recipe"]["name"],
         cell["label"],
         cell["budget"],
         cell["seed"],
-        found["steps"],
+        result["steps"],
         test["before"],
         test["after"],
-        found["nonzeros"]["after"],
+        result["nonzeros"]["after"],
         Sizes.from_dict(sizes),
     )
 
@@ -119,15 +110,6 @@ def table(rows: Iterable[Row]) -> str:
 
 def _times(dense: float, bits: float) -> str:
     return f"{dense / bits:,.0f}x" if bits else "-"
-
-
-def _read(path: Path, written_as: str) -> dict[str, Any]:
-    values = read_json(path)
-    if (values.get("format"), values.get("version")) != (written_as, 1):
-        raise StorageError(
-            "another format or version", where=str(path), remedy="Run the cell again."
-        )
-    return values
 
 
 def main(

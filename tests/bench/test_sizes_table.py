@@ -58,11 +58,11 @@ def test_it_is_written(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"version": 2}, "another format or version"), ({"sizes": None}, "counted no sizes")],
+    [({"version": 2}, "no result of a run"), ({"sizes": None}, "counted no sizes")],
 )
 def test_what_is_no_finished_cell_is_an_error(changes, message, tmp_path):
     cell(tmp_path / "runs" / "a", **changes)
     with pytest.raises(StorageError, match=message):
         find_rows([tmp_path / "runs"])
-    with pytest.raises(StorageError, match="no finished cell"):
+    with pytest.raises(StorageError, match="no result.json"):
         find_rows([tmp_path / "nothing"])
