@@ -64,5 +64,5 @@ def test_what_is_no_finished_cell_is_an_error(changes, message, tmp_path):
     cell(tmp_path / "runs" / "a", **changes)
     with pytest.raises(StorageError, match=message):
         find_rows([tmp_path / "runs"])
-    with pytest.raises(StorageError, match="no result.json"):
+    with pytest.raises(StorageError, match="there is no result"):
         find_rows([tmp_path / "nothing"])
