@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from passes.graph import ModelGraph, Site
-from passes.rewrite.parametrizations import Removable, attach, bake
+from passes.rewrite.parametrizations import Removable, attach, bake, chains_of
 
 
 class Mask(Removable):
@@ -31,7 +31,37 @@ class Mask(Removable):
         return torch.where(self.keep, weight, torch.zeros((), dtype=weight.dtype))
 
 
-def attach_masks(graph: ModelGraph, masks: Mapping[str, Tensor]) -> None:
+class WatchedMask(Mask):
+    """A mask that can tell the gradient of what it removes.
+
+    Attributes:
+        watching: Whether gradients are gathered; those of several backward passes add up.
+        dense: Gradient of the loss by the weight as the layer sees it, of its shape; also where the
+            mask keeps nothing. `None` before there is one.
+    """
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__(keep)
+        self.watching = False
+        self.dense: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight, same shape."""
+        masked = super().forward(weight)
+        if self.watching and masked.requires_grad:
+            masked.register_hook(self._gather)  # type: ignore[no-untyped-call]
+        return masked
+
+    def watch(self, *, watching: bool) -> None:
+        """Begin or stop to gather; what was gathered is forgotten."""
+        self.watching, self.dense = watching, None
+
+    def _gather(self, gradient: Tensor) -> None:
+        found = gradient.detach()
+        self.dense = found.clone() if self.dense is None else self.dense + found
+
+
+def attach_masks(graph: ModelGraph, masks: Mapping[str, Tensor], kind: type[Mask] = Mask) -> None:
     """Attach a mask to every named site.
 
     Sites that share a parameter share one mask; tied weights stay tied.
@@ -39,6 +69,7 @@ def attach_masks(graph: ModelGraph, masks: Mapping[str, Tensor]) -> None:
     Args:
         graph: The traced model; its modules are parametrized in place.
         masks: Boolean tensor per site name, with the elements of the site's weight.
+        kind: What is attached.
 
     Raises:
         PreconditionError: A module is parametrized already.
@@ -58,7 +89,16 @@ def attach_masks(graph: ModelGraph, masks: Mapping[str, Tensor]) -> None:
             keep = flat.reshape(parameter.shape)
         for path, attribute in owners:
             # Masked first, quantized afterwards: zero is on every grid.
-            attach(graph.module.get_submodule(path), path, attribute, Mask(keep), first=True)
+            attach(graph.module.get_submodule(path), path, attribute, kind(keep), first=True)
+
+
+def masks_of(graph: ModelGraph, site: Site) -> list[Mask]:
+    """The masks on a site's parameter, one for each of its owners; they share one buffer."""
+    chains = [
+        chains_of(graph.module.get_submodule(path)).get(attribute, ())
+        for path, attribute in site.owners
+    ]
+    return [part for chain in chains for part in chain if isinstance(part, Mask)]
 
 
 def bake_masks(graph: ModelGraph) -> None:

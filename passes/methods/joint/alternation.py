@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passes.graph import ModelGraph, Site
+from passes.graph import ModelGraph
 from passes.joint.admm import Split
 from passes.joint.codebook import Codebook
 from passes.joint.lloyd import refit, rounded_codebook
@@ -25,6 +25,7 @@ from passes.methods.joint.finished import round_rest
 from passes.methods.joint.rates import Layer, Rate
 from passes.methods.joint.solve import FULL, codebook_of
 from passes.methods.joint.targets import Targets
+from passes.rewrite.optimizer_state import part_of, zero_state
 
 # Looks at real archives from the middle of the ladder until masks are fixed.
 _CALIBRATIONS = 8
@@ -132,7 +133,7 @@ class Alternation:
         for target, split, weight in self._each():
             gradient = self.graph.parameter(target.site).grad
             if gradient is not None and target.quantized:
-                _part(gradient, target.site).add_(split.pull(weight, self.rho))
+                part_of(gradient, target.site).add_(split.pull(weight, self.rho))
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """The proximal step, and what is due; in the end, masks and codebooks."""
@@ -321,21 +322,4 @@ class Alternation:
         for (target, _, weight), mask in zip(self._each(), masks, strict=True):
             weight.masked_fill_(~mask, 0.0)
             if optimizer is not None:
-                _mask_state(self.graph, target, mask, optimizer)
-
-
-def _mask_state(
-    graph: ModelGraph, target: Any, mask: Tensor, optimizer: torch.optim.Optimizer
-) -> None:
-    """Zero what the optimizer remembers of weights that are removed."""
-    parameter = graph.parameter(target.site)
-    for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            _part(value, target.site).masked_fill_(~mask, 0.0)
-
-
-def _part(value: Tensor, site: Site) -> Tensor:
-    """A view of what belongs to a site, as `ModelGraph.weight` has it of the parameter."""
-    # Flattened, a value that lies in memory in another order would be copied.
-    whole = site.size == value.numel()
-    return value if whole else value.reshape(-1)[site.start : site.start + site.size]
+                zero_state(optimizer, self.graph.parameter(target.site), target.site, ~mask)

@@ -1,0 +1,267 @@
+"""The rewiring engine: the only one that changes masks, weights and optimizer state.
+
+A rule decides from what it sees (`event`); the engine applies the decision in one go and checks
+that the number of active parameters is what it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energy_model.errors import PostconditionError
+from passes.dynamic.allocation import block_shares
+from passes.dynamic.deep_r import signs
+from passes.dynamic.event import CellState, Event
+from passes.dynamic.grow import candidates
+from passes.dynamic.random_keys import key_of
+from passes.dynamic.rule import Rule
+from passes.dynamic.schedule import Clock, Due
+from passes.dynamic.start import SparseShape
+from passes.dynamic.start_masks import START_EVENT
+from passes.graph import ModelGraph, Site
+from passes.rewrite.masks import WatchedMask, attach_masks, masks_of
+from passes.rewrite.optimizer_state import part_of, zero_state
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A sparse tensor as the engine keeps it.
+
+    Attributes:
+        site: Its site.
+        shape: Its shape and cells.
+        floor: Least number of cells that stay active.
+        movable: Whether it is rewired.
+        cost: Of a parameter, for allocations that count it.
+        units: Output unit of each cell, if none may lose its last.
+    """
+
+    site: Site
+    shape: SparseShape
+    floor: int = 1
+    movable: bool = True
+    cost: float = 1.0
+    units: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an event does to one site; boolean `(cells,)`.
+
+    Attributes:
+        dropped: Active cells that end.
+        grown: Inactive cells that begin, at zero.
+    """
+
+    dropped: Tensor
+    grown: Tensor
+
+
+class RewireEngine:
+    """Rewires the sparse tensors of a graph.
+
+    Args:
+        graph: The traced model.
+        members: Its sparse tensors.
+        rule: How they are rewired.
+        clock: How long training is.
+        seed: Of all random choices.
+    """
+
+    def __init__(
+        self, graph: ModelGraph, members: Sequence[Member], rule: Rule, clock: Clock, seed: int
+    ) -> None:
+        self.graph, self.members, self.rule = graph, tuple(members), rule
+        self.clock, self.seed = clock, seed
+        self.events, self.threshold, self.carried = 0, rule.threshold, 0
+        self.ever: list[Tensor] = []
+
+    def attach(self, masks: dict[str, Tensor]) -> None:
+        """Put masks on the weights; what they do not keep becomes exactly zero.
+
+        Args:
+            masks: Active cells by name of the site, boolean `(cells,)`.
+        """
+        whole = {m.site.name: _weights_of(masks[m.site.name], m) for m in self.members}
+        for member in self.members:
+            weight = self.graph.weight(member.site)
+            weight.masked_fill_(~whole[member.site.name].reshape(weight.shape), 0)
+        attach_masks(self.graph, whole, WatchedMask)
+        self.ever = [masks[m.site.name].clone() for m in self.members]
+
+    def due(self, step: int) -> Due | None:
+        """What is to be moved after a step of the training, from 0."""
+        schedule = self.rule.schedule
+        return None if schedule is None else schedule.due(step, self.clock)
+
+    def watch(self, step: int) -> None:
+        """Gather dense gradients in a step if its event will ask for them."""
+        watching = "gradients" in self.rule.needs and self.due(step) is not None
+        for member in self.members:
+            for mask in self.watched(member):
+                mask.watch(watching=watching)
+
+    def watched(self, member: Member) -> list[WatchedMask]:
+        """The masks of a site, one for each owner of its parameter."""
+        masks = masks_of(self.graph, member.site)
+        return [mask for mask in masks if isinstance(mask, WatchedMask)]
+
+    def rewire(
+        self, step: int, due: Due, optimizer: torch.optim.Optimizer | None
+    ) -> dict[str, Any]:
+        """One event.
+
+        Args:
+            step: Of the training, from 0.
+            due: How much is to be moved.
+            optimizer: Its state of changed weights is zeroed.
+
+        Returns:
+            What the history tells of it.
+
+        Raises:
+            PostconditionError: The number of active parameters changed.
+        """
+        began = time.perf_counter()
+        self.events += 1
+        movable = [m for m in self.members if m.movable]
+        sites = tuple(self._state(m) for m in movable)
+        event = Event(self.events, step, self.clock, due, self.seed, self.threshold, sites)
+        before = sum(_parameters(s.mask, s) for s in sites) + self.carried
+        changes = self._decide(event)
+        for member, site, change in zip(movable, sites, changes, strict=True):
+            self._apply(member, site, change, optimizer)
+        after = self.carried + sum(
+            _parameters(self.mask(m), s) for m, s in zip(movable, sites, strict=True)
+        )
+        if self.rule.grow is not None and after != before:
+            raise PostconditionError(
+                f"rewiring changed {before:,} active parameters into {after:,}",
+                where=f"rule {self.rule.name!r}",
+            )
+        return self._row(event, changes, 1e3 * (time.perf_counter() - began))
+
+    def mask(self, member: Member) -> Tensor:
+        """The active cells of a site, boolean `(cells,)`; a copy."""
+        keep = part_of(masks_of(self.graph, member.site)[0].keep, member.site)
+        return keep.reshape(member.shape.cells, member.shape.block)[:, 0].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; masks and weights are in the model's state."""
+        return {
+            "events": self.events,
+            "threshold": self.threshold,
+            "carried": self.carried,
+            "ever": self.ever,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.events, self.carried = int(state["events"]), int(state["carried"])
+        self.threshold, self.ever = float(state["threshold"]), list(state["ever"])
+
+    def _state(self, member: Member) -> CellState:
+        site, shape = member.site, member.shape
+        rows = (shape.cells, shape.block)
+        gradients = given = None
+        if "gradients" in self.rule.needs:
+            found = [mask.dense for mask in self.watched(member) if mask.dense is not None]
+            if found:
+                gradients = part_of(torch.stack(found).sum(0), site).reshape(rows)
+        if "signs" in self.rule.needs:
+            key = key_of(self.seed, START_EVENT, f"{site.name}/signs")
+            given = signs(key, shape.cells, self.graph.parameter(site).device)
+        return CellState(
+            site.name,
+            self.mask(member),
+            self.graph.weight(site).reshape(rows),
+            gradients,
+            given,
+            member.floor,
+            member.movable,
+            member.cost,
+            member.units,
+        )
+
+    def _decide(self, event: Event) -> list[Change]:
+        """What the rule wants, as changes that add up."""
+        assert self.rule.drop is not None  # a rule with a schedule has one
+        dropped = self.rule.drop.drop(event)
+        self.threshold = self.rule.drop.next_threshold(event, sum(int(d.sum()) for d in dropped))
+        if self.rule.grow is None:
+            return [Change(d, torch.zeros_like(d)) for d in dropped]
+        counts = self._counts(event, dropped)
+        changes = []
+        for site, gone, count in zip(event.sites, dropped, counts, strict=True):
+            where = candidates(site.mask, gone, count, just_dropped=self.rule.just_dropped)
+            chosen = self.rule.grow.grow(event, site, where.open, where.count)
+            new = where.certain | chosen
+            changes.append(Change(gone & ~new, new & ~site.mask))
+        return changes
+
+    def _counts(self, event: Event, dropped: list[Tensor]) -> list[int]:
+        """Cells that each site grows: as many parameters as were dropped."""
+        sites = event.sites
+        blocks = [site.block for site in sites]
+        gone = [int(d.sum()) for d in dropped]
+        lost = [n * b for n, b in zip(gone, blocks, strict=True)]
+        kept = [_parameters(s.mask, s) - k for s, k in zip(sites, lost, strict=True)]
+        weights = self.rule.allocate.weights(event, kept, lost)
+        free = [site.cells - int(site.mask.sum()) for site in sites]
+        counts, left = block_shares(sum(lost), weights, free, blocks, self.carried)
+        if left:  # every site is full: what was just dropped comes back
+            back, left = block_shares(0, weights, gone, blocks, left)
+            counts = [n + more for n, more in zip(counts, back, strict=True)]
+        self.carried = left
+        return counts
+
+    def _apply(
+        self,
+        member: Member,
+        site: CellState,
+        change: Change,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        mask = (site.mask & ~change.dropped) | change.grown
+        anew = _weights_of(change.dropped | change.grown, member)
+        weight = self.graph.weight(member.site)
+        weight.masked_fill_(anew.reshape(weight.shape), 0)
+        whole = _weights_of(mask, member)
+        for part in masks_of(self.graph, member.site):
+            keep = part_of(part.keep, member.site)
+            keep.copy_(whole.reshape(keep.shape))
+        if optimizer is not None:
+            zero_state(optimizer, self.graph.parameter(member.site), member.site, anew)
+        self.ever[self.members.index(member)] |= mask.to("cpu")
+
+    def _row(self, event: Event, changes: Sequence[Change], elapsed: float) -> dict[str, Any]:
+        ever = sum(
+            int(e.sum()) * m.shape.block for e, m in zip(self.ever, self.members, strict=True)
+        )
+        every = sum(m.shape.parameters for m in self.members)
+        pairs = list(zip(event.sites, changes, strict=True))
+        return {
+            "event": event.number,
+            "dropped": {s.name: int(c.dropped.sum()) for s, c in pairs},
+            "grown": {s.name: int(c.grown.sum()) for s, c in pairs},
+            "active": {s.name: int((s.mask & ~c.dropped | c.grown).sum()) for s, c in pairs},
+            "threshold": event.threshold,
+            "ever_active": ever / every if every else 1.0,
+            "milliseconds": round(elapsed, 3),
+        }
+
+
+def _weights_of(mask: Tensor, member: Member) -> Tensor:
+    """A mask of cells as one of weights, flat."""
+    block = member.shape.block
+    return mask if block == 1 else mask.repeat_interleave(block)
+
+
+def _parameters(mask: Tensor, site: CellState) -> int:
+    return int(mask.sum()) * site.block
