@@ -19,8 +19,8 @@ class Candidates:
     """Where one site may grow.
 
     Attributes:
-        certain: Cells that grow whatever the rule says; boolean, shape `(cells,)`. None, unless
-            all of them and some of the just-dropped cells are needed.
+        certain: Cells that grow whatever the rule says; boolean, shape `(cells,)`. All that were
+            inactive where just-dropped cells are needed as well, otherwise no cell.
         open: Cells among which the rule chooses; boolean, same shape.
         count: How many the rule chooses of `open`, at most as many as there are.
         returned: How many just-dropped cells come back because there are too few others; to be

@@ -36,3 +36,9 @@ def test_the_room_may_be_nothing_everything_or_between():
     # 0.5 (1), then 1.0 (9) does not fit and is passed over, then 2.0 (1) and 4.0 (1).
     found = affordable(values, blocks, 9)
     assert [f.tolist() for f in found] == [[False, False], [True, True, True]]
+
+
+def test_a_later_cell_that_fills_the_room_exactly_is_taken():
+    values = [torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0, 3.0])]
+    found = affordable(values, [9, 1, 3], 4)
+    assert [f.tolist() for f in found] == [[False], [True], [True, False]]

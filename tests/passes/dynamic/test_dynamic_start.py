@@ -209,6 +209,13 @@ def test_blocks_fall_short_by_less_than_a_cell_with_room(pairs, data):
     assert 0 <= short < min(room, default=1)
 
 
+def test_what_large_cells_leave_goes_to_sites_that_had_none():
+    shapes = [("a", (100, 1, 9), 9), ("b", (2, 1, 9), 3), ("c", (1, 1, 1), 1)]
+    sites = [SparseShape(name, shape, block=block) for name, shape, block in shapes]
+    # Shares 90.1, 1.8 and 0.1: b gets a cell of 3, a then 9 cells, c is full, and 7 are left.
+    assert uniform_exact(sites, 92) == (9, 3, 1)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -219,6 +219,13 @@ def test_initial_values_are_a_function_of_the_bank():
     assert torch.equal(graph.module.conv.weight, bank(he_fan_out(bank)))
 
 
+def test_gradients_of_the_weight_do_not_outlive_it():
+    graph = graph_of()
+    graph.module(X).sum().backward()
+    attach_bank(graph, graph.by_name["conv"], TiedBank((4, 2, 3, 3), 18, key("conv")))
+    assert graph.parameter(graph.by_name["conv"]).grad is None
+
+
 def test_a_bank_as_large_as_its_weight_is_shared_as_well():
     graph = graph_of()
     site = graph.by_name["first"]
