@@ -89,7 +89,14 @@ CASES = {
 ONLY_IN_THE_FILE = {"of half precision", "a product of buffers", "in place"}
 
 
-@pytest.mark.parametrize("name", CASES)
+# Every other case in the gate, all of them in the slow tests.
+EVERY = [
+    pytest.param(name, marks=pytest.mark.slow if index % 2 else ())
+    for index, name in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_file_counts_what_a_script_counts_that_knows_only_the_file(name, tmp_path):
     graph = traced(*CASES[name])
     written = write_dense(graph, EYERISS, tmp_path / "model.onnx")

@@ -60,7 +60,14 @@ def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method
 
 
 @pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits"])
-@pytest.mark.parametrize("method", ["energy", "magnitude", transform.Magnitude(scope="layer")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "energy",
+        "magnitude",
+        pytest.param(transform.Magnitude(scope="layer"), marks=pytest.mark.slow),
+    ],
+)
 def test_all_of_the_original_is_the_identity(key, method):
     model, example = made(SmallConv, seed=3)
     model.train()

@@ -74,8 +74,12 @@ def active(engine):
     return sum(int(engine.mask(m).sum()) * m.shape.block for m in engine.members)
 
 
-@pytest.mark.parametrize("name", MOVING)
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "foreach adam", "fused adam", "rmsprop"])
+KINDS = ["sgd", "adamw", "foreach adam", "fused adam", "rmsprop"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "sgd") for name in MOVING), *(("rigl", kind) for kind in KINDS[1:])]
+)
 def test_counts_hold_and_everything_changed_starts_anew(name, kind):
     rule = RULES[name]
     graph, engine = built(rule)

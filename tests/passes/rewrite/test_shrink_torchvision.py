@@ -15,6 +15,9 @@ from passes.structure.groups import channel_groups
 from passes.torchvision_shim import ensure_torchvision_importable
 from passes.tracing.trace import trace
 
+# Whole networks: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 ensure_torchvision_importable()
 models = pytest.importorskip("torchvision.models")
 

@@ -28,7 +28,8 @@ SIBLINGS = {
     "resnext101_64x4d", "wide_resnet101_2", "efficientnet_b1", "efficientnet_b2",
     "efficientnet_b3", "efficientnet_b4", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3",
     "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "vgg13",
-    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_32",
+    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_32", "efficientnet_v2_s",
+    "regnet_y_400mf", "swin_v2_t", "densenet121", "deeplabv3_resnet50", "resnext50_32x4d",
 }  # fmt: skip
 RUN = {
     "resnet18": 64, "mobilenet_v2": 64, "squeezenet1_1": 64, "shufflenet_v2_x0_5": 64,

@@ -11,6 +11,9 @@ from passes.structure.groups import channel_groups
 from passes.torchvision_shim import ensure_torchvision_importable
 from passes.tracing.trace import trace
 
+# The other library's groups of whole networks: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 pruning = pytest.importorskip("torch_pruning")
 ensure_torchvision_importable()
 models = pytest.importorskip("torchvision.models")

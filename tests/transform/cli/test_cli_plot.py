@@ -7,6 +7,9 @@ from typer.testing import CliRunner
 
 from transform.cli.app import app
 
+# Plots of whole runs: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 CNN = ["bench.zoo:digits_cnn", "--data", "digits"]
 QUICK = ["--epochs", 1, "--train-set", "batches_per_epoch=1"]
 

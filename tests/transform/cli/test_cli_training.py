@@ -194,6 +194,7 @@ def test_run_lists_what_it_would_run(recipe):
     assert "needs: an accelerator" in run("run", "alexnet-imagenet-energy", "--list").stdout
 
 
+@pytest.mark.slow
 def test_run_and_compare(recipe, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "table"
     single = run("run", recipe, "--select", 3, "--out", runs)

@@ -256,12 +256,26 @@ def test_the_way_of_these_tests_to_register_a_method_is_sound(monkeypatch):
         (ChangesTheMode, "not in the mode of the original"),
         (AddsToTheState, "state-dict keys"),
         (CountsInSecret, r"stopped and resumed differs .* weights, .*: state_dict\(\) must hold"),
-        (DrawsInSecret, r"stopped and resumed differs .* weights, .*: state_dict\(\) must hold"),
-        (SavesASet, r"state_dict\(\) holds at 'seen' what no checkpoint can: set cannot be"),
-        (SavesADeepArray, "holds at 'sums' what no checkpoint can: ndarray cannot be"),
-        (SavesAList, r"state_dict\(\) is no dict"),
+        pytest.param(
+            DrawsInSecret, r"stopped and resumed differs .* weights, .*: state_dict\(\) must hold"
+        ),
+        pytest.param(
+            SavesASet,
+            r"state_dict\(\) holds at 'seen' what no checkpoint can: set cannot be",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            SavesADeepArray,
+            "holds at 'sums' what no checkpoint can: ndarray cannot be",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(SavesAList, r"state_dict\(\) is no dict", marks=pytest.mark.slow),
         (TakesNothingBack, r"load_state_dict\(\) does not take back"),
-        (TakesNothingAtAll, "a stopped run cannot be resumed: .* KeyError"),
+        pytest.param(
+            TakesNothingAtAll,
+            "a stopped run cannot be resumed: .* KeyError",
+            marks=pytest.mark.slow,
+        ),
         (IsNotDeterministicInTraining, "in training, the same seed gives another result"),
         (RefusesWhatIsPossible, "InfeasibleBudget for a value above the tightest"),
     ],

@@ -23,6 +23,9 @@ from training_runs import Falling, plain, run, seeded, trained_rows
 import transform
 from transform.fingerprint import state_digest
 
+# Trainings with masked inputs: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def watcher(monkeypatch):

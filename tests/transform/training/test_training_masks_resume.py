@@ -18,6 +18,9 @@ import transform
 from passes.methods.energy_projection import WeightedProjection
 from transform.fingerprint import state_digest
 
+# Trainings that are stopped and resumed: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 PHASE = EPOCHS * STEPS
 PROGRAM = Path(__file__).with_name("killed_masks.py")
 

@@ -57,7 +57,7 @@ def assert_resumes(out, make, after=7, **options):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("after", [4, 9])
+@pytest.mark.parametrize("after", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_with_any_loader(loader, after, tmp_path, unsaved):
     assert_resumes(tmp_path / "out", LOADERS[loader], after, model=rich(), train=TRAIN)
 
@@ -84,7 +84,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+EVERY = [
+    pytest.param(name, marks=pytest.mark.slow if index % 2 else ())
+    for index, name in enumerate(OPTIONS)
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_with_any_configuration(name, tmp_path, unsaved):
     train = TrainConfig(**TRAIN | OPTIONS[name])
     options = {"model": rich(), "train": train, "valid": batches()}
