@@ -30,6 +30,9 @@ from passes.methods.magnitude import Magnitude
 from passes.projection.pattern_units import GroupedColumns
 from passes.tracing.trace import trace
 
+# Files in column groups, run and counted: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 EYERISS = load_hardware("eyeriss")
 
 

@@ -22,6 +22,9 @@ from passes.analysis.costs import cost_table
 from passes.inputs import Call
 from passes.tracing.trace import trace
 
+# Files of masked inputs, counted again: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 EYERISS = load_hardware("eyeriss")
 SHAPE = (2, 6, 6)
 
@@ -89,14 +92,7 @@ CASES = {
 ONLY_IN_THE_FILE = {"of half precision", "a product of buffers", "in place"}
 
 
-# Every other case in the gate, all of them in the slow tests.
-EVERY = [
-    pytest.param(name, marks=pytest.mark.slow if index % 2 else ())
-    for index, name in enumerate(CASES)
-]
-
-
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_the_file_counts_what_a_script_counts_that_knows_only_the_file(name, tmp_path):
     graph = traced(*CASES[name])
     written = write_dense(graph, EYERISS, tmp_path / "model.onnx")

@@ -10,6 +10,9 @@ from energy_model.errors import TrainingError
 from transform.cli import run as run_command
 from transform.cli.app import app
 
+# Whole matrices from the shell: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 RECIPE = {
     "name": "toy",
     "model": "bench.zoo:digits_cnn",
@@ -82,7 +85,6 @@ def test_a_cell_that_fails_does_not_stop_the_others(recipe, tmp_path, failing, e
     assert ("Traceback" in result.stderr) == isinstance(error, RuntimeError)
 
 
-@pytest.mark.slow
 def test_the_same_command_runs_only_what_failed(recipe, tmp_path, failing):
     arguments = ("run", recipe, "--matrix", "--out", tmp_path / "runs")
     failing(seed_1=TrainingError("the loss is nan"))
@@ -121,7 +123,6 @@ def test_an_interrupt_stops_all(recipe, tmp_path, failing):
     assert (result.exit_code, result.stdout) == (130, "")
 
 
-@pytest.mark.slow
 def test_compare_shows_what_finished_and_then_fails(refused, recipe, tmp_path, failing):
     result = run("compare", refused, "--out", tmp_path / "a")
     assert result.exit_code == 3

@@ -13,6 +13,9 @@ from transform.fingerprint import state_digest
 from transform.training.checkpoint import Checkpoints
 from transform.training.config import Distill
 
+# A training for every field: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 BASE = {"epochs": 4, "lr": 0.05, "seed": 5}
 CHANGED = {
     "epochs": 3,

@@ -19,6 +19,9 @@ from transform import ArgumentError, StorageError, TrainConfig, TrainingError
 from transform.fingerprint import state_digest
 from transform.training.checkpoint import Checkpoints
 
+# Trainings that end badly: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 TRAIN = {"epochs": 5, "lr": 0.1}
 
 

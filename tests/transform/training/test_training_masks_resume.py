@@ -72,15 +72,15 @@ def whole_run(name):
     return WHOLE[name]
 
 
-# Inside every phase and at one boundary in the gate; the other boundaries are slow tests.
-STOPS = [("weights", n) for n in (1, 4, 10, 12, 16, 22, 28)] + [("masks", n) for n in (4, 6)]
-MORE = [("weights", n) for n in (6, 18, 24)] + [("masks", n) for n in (10, 16)]
-MORE += [("adam", 9), ("adam", 28), ("mixed precision", 10)]
+STOPS = [
+    *[("weights", n) for n in (1, 4, 6, 10, 12, 16, 18, 22, 24, 28)],
+    *[("masks", n) for n in (4, 6, 10, 16)],
+    *[("adam", n) for n in (9, 28)],
+    ("mixed precision", 10),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "after"), STOPS + [pytest.param(*stop, marks=pytest.mark.slow) for stop in MORE]
-)
+@pytest.mark.parametrize(("name", "after"), STOPS)
 def test_stopped_in_every_phase_and_between(name, after, tmp_path):
     with pytest.raises(Stop):
         masked_run(data=Images(after), out=tmp_path / "out", **OPTIONS[name])

@@ -11,6 +11,9 @@ from training_runs import Falling, batches, digest, examples, plain, run, seeded
 import transform
 from transform.fingerprint import state_digest
 
+# Trainings of other tasks than classification: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 
 class Segmenter(nn.Module):
     """Classes of pixels: input `(N, 1, 8, 8)`, output `{"out": (N, 2, 8, 8)}`."""
