@@ -161,6 +161,10 @@ class Method(ABC):
         """What the history tells of the method after an epoch; JSON values."""
         return {}
 
+    def events(self) -> list[dict[str, Any]]:
+        """Rows for the history since it was last asked, after every step; JSON values."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {}

@@ -282,6 +282,10 @@ class ChainMethod(Method):
         """What all stages tell; of one key the last has its say."""
         return {key: value for stage in self.stages for key, value in stage.report().items()}
 
+    def events(self) -> list[dict[str, Any]]:
+        """Those of all stages."""
+        return [row for stage in self.stages for row in stage.events()]
+
     def state_dict(self) -> dict[str, Any]:
         """Those of the stages."""
         return {"stages": [stage.state_dict() for stage in self.stages]}

@@ -200,6 +200,8 @@ class Trainer:
             if all(bool(torch.isfinite(p).all()) for p in self.graph.runnable.parameters()):
                 raise
             raise self._diverged() from error
+        for row in self.method.events():
+            self._note({"epoch": self._epochs + 1, "step": self.step, **row})
 
     def _diverged(self) -> TrainingError:
         return TrainingError(
