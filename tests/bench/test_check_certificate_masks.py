@@ -33,6 +33,9 @@ from passes.rewrite.input_masks import attach_input_masks, mask_of
 from passes.tracing.trace import trace
 from transform.training.config import TrainConfig
 
+# Trained masked models, checked from the file: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "energy-oracle.json").read_text())
 EYERISS = load_hardware("eyeriss")
 HARDWARE = EYERISS.to_dict()

@@ -21,6 +21,9 @@ from passes.analysis.costs import cost_table
 from passes.quantize.widths import apply_widths
 from transform.certificate import Source, certify
 
+# Files of every form, counted again by the script: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 EYERISS = load_hardware("eyeriss")
 
 

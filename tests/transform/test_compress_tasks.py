@@ -14,6 +14,9 @@ from torch.nn import functional as F
 import transform
 from transform.fingerprint import state_digest
 
+# Compressions of other tasks than classification: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 IGNORED, CLASSES = 255, 3
 
 

@@ -10,6 +10,9 @@ import transform
 from bench.check_certificate import check
 from passes.methods.quantize_config import Quantize
 
+# Whole attention networks, quantized: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Quantize(weights=4, activations=None)
 
 

@@ -156,6 +156,7 @@ def test_trained_at_once():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", ["l2", "taylor"])
+@pytest.mark.slow
 def test_trained_in_steps(name, optimizer):
     config = {"l2": transform.L2Channels, "taylor": transform.TaylorChannels}[name](steps=3)
     train = transform.TrainConfig(epochs=3, optimizer=optimizer, momentum=0.9, lr=0.01)
@@ -178,6 +179,7 @@ class _Stopped(Exception):
 
 
 @pytest.mark.parametrize("name", [pytest.param("l2", marks=pytest.mark.slow), "taylor"])
+@pytest.mark.slow
 def test_steps_resume_bit_for_bit(name, tmp_path):
     """Stopped in the third epoch, after two of three steps of the removal."""
     config = {"l2": transform.L2Channels, "taylor": transform.TaylorChannels}[name]

@@ -15,6 +15,9 @@ from energy_model.errors import PreconditionError
 from transform import Joint
 from transform.fingerprint import state_digest
 
+# Whole trainings of the method: `make test-slow` runs them.
+pytestmark = pytest.mark.slow
+
 BUDGET = "weight_bits<=5%"
 OPTIONS = {"budget": BUDGET, "train": {"epochs": 4, "lr": 0.1}}
 
