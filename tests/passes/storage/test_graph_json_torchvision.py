@@ -16,7 +16,7 @@ models = pytest.importorskip("torchvision.models")
 
 CLASSIFICATION = models.list_models(models)
 SEGMENTATION = models.list_models(models.segmentation)
-# The same code as a sibling that is tested, only wider or deeper.
+# One of every family: the others run the same code, only wider or deeper, as slow tests.
 RUN = {
     "resnet18": 64, "mobilenet_v2": 64, "squeezenet1_1": 64, "shufflenet_v2_x0_5": 64,
     "efficientnet_b0": 64, "lraspp_mobilenet_v3_large": 64, "mnasnet0_5": 64, "regnet_x_400mf": 64,
