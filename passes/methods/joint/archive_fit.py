@@ -138,6 +138,7 @@ class ArchiveFit:
             InfeasibleBudget: Even the smallest one does not fit.
         """
         best: tuple[Solution, Fitted] | None = None
+        smallest: tuple[Solution, Fitted] | None = None
         bracket = _Bracket(int(limit.maximum))
         while bracket.misses < _MISSES and bracket.hits < _TRIALS:
             solution = propose(budget)
@@ -147,6 +148,8 @@ class ArchiveFit:
                 break  # another limit, or the widest codes: more bits change nothing
             if fits and (best is None or found.bytes > best[1].bytes):
                 best = solution, found
+            if not fits and smallest is None:  # is there anything to look for?
+                smallest = self._smallest(propose, limit)
             bracket.add(found)
             if fits and limit.maximum - found.bytes <= _UNUSED * limit.maximum:
                 break
@@ -155,6 +158,12 @@ class ArchiveFit:
                 break
         if best is not None:
             return best
+        return smallest or self._smallest(propose, limit)
+
+    def _smallest(
+        self, propose: Callable[[int], Solution], limit: ResolvedLimit
+    ) -> tuple[Solution, Fitted]:
+        """What is left when every weight that may go is gone; it must fit."""
         solution = propose(0)
         tightest = self.bytes_of(solution)
         if tightest <= limit.maximum:
