@@ -83,5 +83,12 @@ def test_any_growing_size_ends_within_the_limit(budget, steps, maximum):
 def test_nothing_is_left_only_where_nothing_else_fits():
     found, _ = fitted(lambda bits: REST + 50 * (bits > 0), 10**6, REST + 49)
     assert found == REST
+    trials = []
+
+    def size(bits):
+        trials.append(bits)
+        return REST + bits
+
     with pytest.raises(InfeasibleBudget, match="100 remain"):
-        fitted(lambda bits: REST + bits, 10**6, REST - 1)
+        fitted(size, 10**6, REST - 1)
+    assert set(trials) == {10**6, 0}  # what cannot be reached is known after the first one
