@@ -16,14 +16,11 @@ from torch import Tensor
 
 from energy_model.errors import PostconditionError
 from passes.dynamic.allocation import block_shares
-from passes.dynamic.deep_r import signs
 from passes.dynamic.event import CellState, Event
 from passes.dynamic.grow import candidates
-from passes.dynamic.random_keys import key_of
 from passes.dynamic.rule import Rule
 from passes.dynamic.schedule import Clock, Due
 from passes.dynamic.start import SparseShape
-from passes.dynamic.start_masks import START_EVENT
 from passes.graph import ModelGraph, Site
 from passes.rewrite.masks import WatchedMask, attach_masks, masks_of
 from passes.rewrite.optimizer_state import part_of, zero_state
@@ -169,20 +166,16 @@ class RewireEngine:
     def _state(self, member: Member) -> CellState:
         site, shape = member.site, member.shape
         rows = (shape.cells, shape.block)
-        gradients = given = None
+        gradients = None
         if "gradients" in self.rule.needs:
             found = [mask.dense for mask in self.watched(member) if mask.dense is not None]
             if found:
                 gradients = part_of(torch.stack(found).sum(0), site).reshape(rows)
-        if "signs" in self.rule.needs:
-            key = key_of(self.seed, START_EVENT, f"{site.name}/signs")
-            given = signs(key, shape.cells, self.graph.parameter(site).device)
         return CellState(
             site.name,
             self.mask(member),
             self.graph.weight(site).reshape(rows),
             gradients,
-            given,
             member.floor,
             member.movable,
             member.cost,

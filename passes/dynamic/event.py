@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,7 +19,6 @@ class CellState:
         values: The weights, shape `(cells, block)`.
         gradients: Of the loss by the dense weights, shape `(cells, block)`; only if the rule asks
             for them.
-        signs: Of each cell, shape `(cells,)`, for rules that fix them.
         floor: Least number of cells that stay active.
         movable: Whether the tensor takes part: full tensors and those that a rule fixes do not.
         cost: Of a parameter, in any one unit, for allocations that count it.
@@ -30,7 +29,6 @@ class CellState:
     mask: Tensor
     values: Tensor
     gradients: Tensor | None = None
-    signs: Tensor | None = None
     floor: int = 1
     movable: bool = True
     cost: float = 1.0
@@ -76,7 +74,6 @@ class Event:
         seed: Of the run.
         threshold: Of rules that drop below one, as the last event has left it.
         sites: The tensors that take part.
-        targets: Per site, cells that are to be left, for rules that prune on a schedule.
     """
 
     number: int
@@ -86,4 +83,3 @@ class Event:
     seed: int
     threshold: float
     sites: tuple[CellState, ...]
-    targets: tuple[int, ...] = field(default=())

@@ -17,7 +17,6 @@ from passes.dynamic.allocation import survivors
 from passes.dynamic.controller import bang_bang, proportional
 from passes.dynamic.drop import (
     below_threshold,
-    flipped,
     smallest,
     smallest_by_sign,
     smallest_of_all,
@@ -131,31 +130,6 @@ class BelowThreshold:
         wanted = event.due.of(sum(int(s.mask.sum()) for s in event.sites))
         steer = bang_bang if self.control == "bang_bang" else proportional
         return steer(event.threshold, dropped, wanted, self.tolerance)
-
-
-@dataclass(frozen=True, slots=True)
-class SignChanged(_SameThreshold):
-    """Cells whose weight has another sign than it was given: DeepR."""
-
-    def drop(self, event: Event) -> list[Tensor]:
-        """See `flipped`."""
-        return [
-            flipped(s.values[:, 0], _require(s.signs, s, "signs"), s.mask, name=s.name)
-            for s in event.sites
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class DownToTarget(_SameThreshold):
-    """The smallest cells of every site, down to what the schedule has left for it."""
-
-    def drop(self, event: Event) -> list[Tensor]:
-        """See `smallest`."""
-        pairs = zip(event.sites, event.targets, strict=True)
-        return [
-            smallest(s.magnitudes, s.mask, max(0, int(s.mask.sum()) - left), name=s.name)
-            for s, left in pairs
-        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from passes.dynamic.policies import (
 from passes.dynamic.schedule import Schedule
 
 Start = Literal["uniform", "er", "erk", "dense"]
-Need = Literal["gradients", "signs"]
+Need = Literal["gradients"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
@@ -107,8 +109,7 @@ class ArchiveFit:
     def overhead(self) -> int:
         """Bytes of the archive that are no weight."""
         plain = self._plain()
-        weights = sum(tensor_bits(w.detach().cpu().numpy()) for w in self.targets.weights(plain))
-        return max(0, self.measure(plain) - int(weights / 8))
+        return max(0, self.measure(plain) - int(_coded_bytes(self.targets.weights(plain))))
 
     def bytes_of(self, solution: Solution) -> int:
         """Bytes of the archive of a solution."""
@@ -118,8 +119,7 @@ class ArchiveFit:
 
     def weights_of(self, solution: Solution) -> float:
         """Of the bytes of a solution's archive, those of the weights."""
-        values = solution.values(self.targets.weights(self.graph))
-        return sum(tensor_bits(v.detach().cpu().numpy()) for v in values) / 8
+        return _coded_bytes(solution.values(self.targets.weights(self.graph)))
 
     def fit(
         self, propose: Callable[[int], Solution], budget: int, limit: ResolvedLimit
@@ -183,6 +183,11 @@ class ArchiveFit:
         plain.codebooks.clear()
         round_rest(plain, self.targets, self.significand)
         return plain
+
+
+def _coded_bytes(values: Sequence[Tensor]) -> float:
+    """What weights take in an archive."""
+    return sum(tensor_bits(value.detach().cpu().numpy()) for value in values) / 8
 
 
 def require_measure(measure: Measure | None) -> Measure:

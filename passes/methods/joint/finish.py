@@ -102,11 +102,10 @@ class Finish:
         """The budget of bits after a look at the real archive of the weights that masks keep.
 
         Units that have died take their biases with them, and codes and positions may be cheaper
-        than was thought.
+        than was thought. Only under a limit on the archive.
         """
         limit, targets = self.setting.archive, training.targets
-        if limit is None:
-            return training.budget
+        assert limit is not None
         weights = targets.weights(self.graph)
         parts = (training.bits, targets, self.setting.config, training.significand)
         solution = solution_of(weights, masks, *parts)

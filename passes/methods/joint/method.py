@@ -150,7 +150,7 @@ class JointCompression(Method):
             run.epoch_steps,
             finish.settle,
             run.bits,
-            finish.recalibrated,
+            None if setting.archive is None else finish.recalibrated,
         )
 
     def on_phase_start(self, phase: Phase) -> None:
