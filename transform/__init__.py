@@ -51,6 +51,7 @@ from passes.methods.joint.config import Joint  # noqa: E402
 from passes.methods.magnitude import Magnitude  # noqa: E402
 from passes.methods.quantize_config import Quantize  # noqa: E402
 from passes.methods.registry import methods  # noqa: E402
+from passes.methods.sparse_training.config import SparseTraining  # noqa: E402
 from passes.methods.structured_config import (  # noqa: E402
     BatchNormChannels,
     L1Channels,
@@ -104,6 +105,7 @@ __all__ = [
     "Quantize",
     "RandomChannels",
     "Sensitivity",
+    "SparseTraining",
     "StorageError",
     "Structure",
     "TaylorChannels",

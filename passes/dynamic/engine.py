@@ -240,6 +240,7 @@ class RewireEngine:
         every = sum(m.shape.parameters for m in self.members)
         pairs = list(zip(event.sites, changes, strict=True))
         return {
+            "event": "rewired",
             "rewiring": event.number,
             "dropped": {s.name: int(c.dropped.sum()) for s, c in pairs},
             "grown": {s.name: int(c.grown.sum()) for s, c in pairs},

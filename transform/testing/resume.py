@@ -137,10 +137,11 @@ class Trial:
 
 
 def _traits(result: Compressed) -> dict[str, str]:
-    """What must not depend on a stop, written down."""
+    """What must not depend on a stop, written down; times may."""
+    rows = [{k: v for k, v in row.items() if k != "milliseconds"} for row in result.history]
     return {
         "weights": state_digest(result.model),
-        "history": json.dumps(result.history),
+        "history": json.dumps(rows),
         "certificate": json.dumps(result.certificate.to_dict()),
     }
 

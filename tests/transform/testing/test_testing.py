@@ -225,6 +225,7 @@ def without_onnx(monkeypatch):
         ("magnitude", False),
         (magnitude.Magnitude(scope="layer"), False),
         ("quantize", True),
+        ("dsr_plus", True),
         (Quantize(weights="auto", activations=None), False),
     ],
 )
