@@ -60,5 +60,7 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has lists only."""
+    """JSON has lists only, and no classes."""
+    if isinstance(value, Config):
+        return value.to_dict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

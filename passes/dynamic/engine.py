@@ -1,13 +1,13 @@
 """The rewiring engine: the only one that changes masks, weights and optimizer state.
 
 A rule decides from what it sees (`event`); the engine applies the decision in one go and checks
-that the number of active parameters is what it was.
+that the number of active parameters is what it was, or that the budget holds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from energy_model.errors import PostconditionError
 from passes.dynamic.allocation import block_shares
 from passes.dynamic.event import CellState, Event
 from passes.dynamic.grow import candidates
+from passes.dynamic.new_values import normal_values
+from passes.dynamic.pruning_steps import target_counts
+from passes.dynamic.random_keys import key_of
 from passes.dynamic.rule import Rule
 from passes.dynamic.schedule import Clock, Due
 from passes.dynamic.start import SparseShape
@@ -33,6 +36,8 @@ class Member:
     Attributes:
         site: Its site.
         shape: Its shape and cells.
+        final: Cells that the budget leaves it, of rules that prune to it; of others, those that
+            it starts with.
         floor: Least number of cells that stay active.
         movable: Whether it is rewired.
         cost: Of a parameter, for allocations that count it.
@@ -41,6 +46,7 @@ class Member:
 
     site: Site
     shape: SparseShape
+    final: int
     floor: int = 1
     movable: bool = True
     cost: float = 1.0
@@ -69,15 +75,40 @@ class RewireEngine:
         rule: How they are rewired.
         clock: How long training is.
         seed: Of all random choices.
+        fits: Whether so many active parameters, one number for each member, are within the budget.
+            `None` keeps their sum.
+
+    Raises:
+        ArgumentError: The rule's prunes are longer than the training.
     """
 
     def __init__(
-        self, graph: ModelGraph, members: Sequence[Member], rule: Rule, clock: Clock, seed: int
+        self,
+        graph: ModelGraph,
+        members: Sequence[Member],
+        rule: Rule,
+        clock: Clock,
+        seed: int,
+        fits: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.graph, self.members, self.rule = graph, tuple(members), rule
-        self.clock, self.seed = clock, seed
+        self.clock, self.seed, self.fits = clock, seed, fits
         self.events, self.threshold, self.carried = 0, rule.threshold, 0
         self.ever: list[Tensor] = []
+        self.targets = self._targets()
+
+    def _targets(self) -> dict[int, tuple[int, ...]]:
+        """Cells that every movable member has left after a prune, by its step."""
+        if self.rule.prune is None:
+            return {}
+        steps, prune = self.rule.prune.steps(self.clock), self.rule.prune
+        each = []
+        for member in self.members:
+            cells = member.shape.cells
+            law = prune.sparsities(1 - member.final / cells, len(steps))
+            each.append(target_counts(cells, law, member.final))
+        movable = [counts for m, counts in zip(self.members, each, strict=True) if m.movable]
+        return {step: tuple(c[j] for c in movable) for j, step in enumerate(steps)}
 
     def attach(self, masks: dict[str, Tensor]) -> None:
         """Put masks on the weights; what they do not keep becomes exactly zero.
@@ -94,6 +125,8 @@ class RewireEngine:
 
     def due(self, step: int) -> Due | None:
         """What is to be moved after a step of the training, from 0."""
+        if step in self.targets:
+            return Due()
         schedule = self.rule.schedule
         return None if schedule is None else schedule.due(step, self.clock)
 
@@ -129,20 +162,33 @@ class RewireEngine:
         self.events += 1
         movable = [m for m in self.members if m.movable]
         sites = tuple(self._state(m) for m in movable)
-        event = Event(self.events, step, self.clock, due, self.seed, self.threshold, sites)
+        targets = self.targets.get(step, ())
+        clocked = (self.events, step, self.clock, due, self.seed, self.threshold)
+        event = Event(*clocked, sites, targets)
         before = sum(_parameters(s.mask, s) for s in sites) + self.carried
         changes = self._decide(event)
         for member, site, change in zip(movable, sites, changes, strict=True):
             self._apply(member, site, change, optimizer)
-        after = self.carried + sum(
-            _parameters(self.mask(m), s) for m, s in zip(movable, sites, strict=True)
-        )
-        if self.rule.grow is not None and after != before:
+        self._check(before)
+        return self._row(event, changes, 1e3 * (time.perf_counter() - began))
+
+    def _check(self, before: int) -> None:
+        counts = self.counts()
+        movable = [n for m, n in zip(self.members, counts, strict=True) if m.movable]
+        after = sum(movable) + self.carried
+        if self.rule.grow is None:
+            good = after <= before
+        else:
+            good = after == before if self.fits is None else self.fits(counts)
+        if not good:
             raise PostconditionError(
                 f"rewiring changed {before:,} active parameters into {after:,}",
                 where=f"rule {self.rule.name!r}",
             )
-        return self._row(event, changes, 1e3 * (time.perf_counter() - began))
+
+    def counts(self) -> list[int]:
+        """Active parameters of every member."""
+        return [int(self.mask(m).sum()) * m.shape.block for m in self.members]
 
     def mask(self, member: Member) -> Tensor:
         """The active cells of a site, boolean `(cells,)`; a copy."""
@@ -207,12 +253,46 @@ class RewireEngine:
         kept = [_parameters(s.mask, s) - k for s, k in zip(sites, lost, strict=True)]
         weights = self.rule.allocate.weights(event, kept, lost)
         free = [site.cells - int(site.mask.sum()) for site in sites]
+        if self.fits is not None:
+            return self._fitting(weights, kept, lost, free, blocks)
         counts, left = block_shares(sum(lost), weights, free, blocks, self.carried)
         if left:  # every site is full: what was just dropped comes back
             back, left = block_shares(0, weights, gone, blocks, left)
             counts = [n + more for n, more in zip(counts, back, strict=True)]
         self.carried = left
         return counts
+
+    def _fitting(
+        self,
+        weights: Sequence[float],
+        kept: Sequence[int],
+        lost: Sequence[int],
+        free: Sequence[int],
+        blocks: Sequence[int],
+    ) -> list[int]:
+        """Cells that each site grows: the most that the budget allows in these shares."""
+        assert self.fits is not None
+        fixed = {m.site.name: n for m, n in zip(self.members, self.counts(), strict=True)}
+        movable = [m.site.name for m in self.members if m.movable]
+        fits = self.fits
+
+        def shared(total: int) -> list[int]:
+            return block_shares(total, weights, free, blocks)[0]
+
+        def within(total: int) -> bool:
+            parts = zip(movable, kept, shared(total), blocks, strict=True)
+            grown = {name: stays + n * block for name, stays, n, block in parts}
+            return fits([grown.get(m.site.name, fixed[m.site.name]) for m in self.members])
+
+        low, high = 0, max(1, sum(lost))
+        most = sum(n * block for n, block in zip(free, blocks, strict=True))
+        while high < most and within(high):
+            low, high = high, 2 * high
+        high = min(high, most) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if within(middle) else (low, middle)
+        return shared(low)
 
     def _apply(
         self,
@@ -225,6 +305,10 @@ class RewireEngine:
         anew = _weights_of(change.dropped | change.grown, member)
         weight = self.graph.weight(member.site)
         weight.masked_fill_(anew.reshape(weight.shape), 0)
+        if self.rule.new_values == "normal":
+            grown = _weights_of(change.grown, member).reshape(weight.shape)
+            key = key_of(self.seed, self.events, f"{site.name}/values")
+            weight.masked_scatter_(grown, normal_values(member.shape, key, grown))
         whole = _weights_of(mask, member)
         for part in masks_of(self.graph, member.site):
             keep = part_of(part.keep, member.site)
@@ -244,7 +328,7 @@ class RewireEngine:
             "rewiring": event.number,
             "dropped": {s.name: int(c.dropped.sum()) for s, c in pairs},
             "grown": {s.name: int(c.grown.sum()) for s, c in pairs},
-            "active": {s.name: int((s.mask & ~c.dropped | c.grown).sum()) for s, c in pairs},
+            "active": {s.name: int(((s.mask & ~c.dropped) | c.grown).sum()) for s, c in pairs},
             "threshold": event.threshold,
             "ever_active": ever / every if every else 1.0,
             "milliseconds": round(elapsed, 3),

@@ -74,6 +74,7 @@ class Event:
         seed: Of the run.
         threshold: Of rules that drop below one, as the last event has left it.
         sites: The tensors that take part.
+        targets: Per site, cells that are to be left, for rules that prune to their budget.
     """
 
     number: int
@@ -83,3 +84,4 @@ class Event:
     seed: int
     threshold: float
     sites: tuple[CellState, ...]
+    targets: tuple[int, ...] = ()

@@ -133,6 +133,18 @@ class BelowThreshold:
 
 
 @dataclass(frozen=True, slots=True)
+class DownToTarget(_SameThreshold):
+    """The smallest cells of every site, down to what the event leaves of it."""
+
+    def drop(self, event: Event) -> list[Tensor]:
+        """See `smallest`."""
+        return [
+            smallest(s.magnitudes, s.mask, max(0, int(s.mask.sum()) - left), s.units, name=s.name)
+            for s, left in zip(event.sites, event.targets, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class SameSite:
     """Every site grows what it has lost."""
 

@@ -15,11 +15,12 @@ from typing import Literal
 
 from energy_model.config import Config
 from energy_model.errors import ArgumentError
-from passes.dynamic.schedule import is_real, is_whole
+from passes.dynamic.schedule import Clock, is_real, is_whole
 
 Form = Literal["cubic", "exponential"]
 _FORMS = ("cubic", "exponential")
-_DENSE_OUTPUT_ABOVE = 0.9
+# Of all steps, those in which prunes are spread where nothing is said.
+_PRUNING_SHARE = 0.75
 
 
 def cubic_sparsity(
@@ -59,12 +60,13 @@ def exponential_sparsity(time: float, *, final: float) -> float:
 
 @dataclass(frozen=True)
 class PruningSteps(Config):
-    """When to prune, and how far.
+    """When a network is pruned on its way from dense to its budget.
 
     Attributes:
-        target: Sparsity after the last prune, a share of all cells.
         number: Prunes, n.
-        interval: Epochs from one prune to the next.
+        interval: Epochs from one prune to the next. `None` spreads them evenly over the first
+            three quarters of the steps, however short the training is; then the two fields below
+            say nothing.
         start_epoch: The first prune is at the end of this epoch, from 0.
         post_epochs: Epochs from the last prune to the end, as its authors count; see `epochs`.
         form: `"cubic"` or `"exponential"`.
@@ -73,59 +75,63 @@ class PruningSteps(Config):
         ArgumentError: A value is not allowed.
     """
 
-    target: float
     number: int = 20
-    interval: int = 2
+    interval: int | None = None
     start_epoch: int = 0
     post_epochs: int = 10
     form: Form = "cubic"
 
     def __post_init__(self) -> None:
-        share = is_real(self.target) and 0 <= self.target < 1
-        self._require("target", share, "a share from 0 to below 1")
-        for field in ("number", "interval"):
-            self._require(field, is_whole(getattr(self, field)), "a whole number from 1")
+        self._require("number", is_whole(self.number), "a whole number from 1")
+        interval = self.interval is None or is_whole(self.interval)
+        self._require("interval", interval, "None, or a whole number from 1")
         for field in ("start_epoch", "post_epochs"):
             self._require(field, is_whole(getattr(self, field), 0), "a whole number from 0")
         self._require("form", self.form in _FORMS, f"one of {_FORMS}")
 
     @property
-    def epochs(self) -> int:
-        """Length of the training: the epoch that the last prune ends is one of `post_epochs`."""
+    def epochs(self) -> int | None:
+        """Length of the training: the epoch that the last prune ends is one of `post_epochs`.
+
+        `None` where the prunes follow the training rather than the other way round.
+        """
+        if self.interval is None:
+            return None
         last = self.start_epoch + self.interval * (self.number - 1)
         return last + max(self.post_epochs, 1)
 
-    def sparsities(self, target: float | None = None) -> tuple[float, ...]:
+    def sparsities(self, target: float, number: int | None = None) -> tuple[float, ...]:
         """Sparsities after every prune; the last is the target itself.
 
         Args:
-            target: Of one site, where it has another than the rest.
+            target: Sparsity after the last prune, a share of the cells.
+            number: Prunes, where a short training has fewer of them.
         """
-        final = self.target if target is None else target
+        n = self.number if number is None else number
         law = cubic_sparsity if self.form == "cubic" else exponential_sparsity
-        early = tuple(law(j / self.number, final=final) for j in range(1, self.number))
-        return (*early, final)
+        return (*(law(j / n, final=target) for j in range(1, n)), target)
 
-    def steps(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of an epoch, at whose end is pruned, and the sparsity afterwards."""
-        epochs = range(
-            self.start_epoch, self.start_epoch + self.interval * self.number, self.interval
-        )
-        return tuple(zip(epochs, self.sparsities(), strict=True))
-
-    def check(self, epochs: int) -> None:
-        """Refuse a schedule that does not fit into the training.
+    def steps(self, clock: Clock) -> tuple[int, ...]:
+        """The steps, from 0, after which is pruned, in ascending order.
 
         Raises:
             ArgumentError: The last prune would come after the last epoch.
         """
-        last, _ = self.steps()[-1]
-        if last >= epochs:
+        if self.interval is None:
+            stop = max(1, int(_PRUNING_SHARE * clock.steps))
+            number = min(self.number, stop)
+            return tuple(stop * j // number - 1 for j in range(1, number + 1))
+        epochs = range(
+            self.start_epoch, self.start_epoch + self.interval * self.number, self.interval
+        )
+        if epochs[-1] >= clock.epochs:
             raise ArgumentError(
-                f"the last prune is due at the end of epoch {last} (from 0) of {epochs}",
+                f"the last prune is due at the end of epoch {epochs[-1]} (from 0) of "
+                f"{clock.epochs}",
                 where="PruningSteps",
                 remedy="Train longer, or prune earlier, more often or in fewer steps.",
             )
+        return tuple((epoch + 1) * clock.epoch_steps - 1 for epoch in epochs)
 
 
 def target_counts(
@@ -159,32 +165,3 @@ def target_counts(
         most = min(most, max(round((1 - sparsity) * cells), last))
         counts.append(most)
     return (*counts, last)
-
-
-def dense_output_sparsities(
-    cells: Sequence[int], sparsity: float, kept: int = 100
-) -> tuple[float, ...]:
-    """Sparsity of every layer of a perceptron at one common target.
-
-    Above 0.9 the last layer keeps a fixed number of weights, because it would lose whole classes,
-    and the others make up for it (Mostafa and Wang, ICML 2019: 100 of the 1,000 weights).
-
-    Args:
-        cells: Of every layer; the last is the output.
-        sparsity: Of all cells together.
-        kept: Cells of the last layer that stay.
-
-    Raises:
-        ArgumentError: The last layer has fewer cells, or nothing would be left for the others.
-    """
-    if sparsity <= _DENSE_OUTPUT_ABOVE:
-        return (sparsity,) * len(cells)
-    others = sum(cells[:-1])
-    left = (1 - sparsity) * sum(cells) - kept
-    if not cells or kept > cells[-1] or left <= 0:
-        raise ArgumentError(
-            f"{kept} weights of the output leave nothing for the others at sparsity {sparsity}",
-            where="dense_output_sparsities",
-            remedy="Keep fewer in the output, or ask for a lower sparsity.",
-        )
-    return (*(1 - left / others for _ in cells[:-1]), 1 - kept / cells[-1])

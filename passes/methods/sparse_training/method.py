@@ -1,39 +1,34 @@
-"""Dynamic sparse training as a method: the rewiring engine under a budget of weights."""
+"""Dynamic sparse training as a method: the rewiring engine under a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from energy_model.cost import CostTable
 from energy_model.resolved import ResolvedLimit
 from passes.dynamic.engine import Member, RewireEngine
 from passes.dynamic.schedule import Clock
-from passes.dynamic.start import SparseShape
-from passes.graph import ModelGraph, Site
+from passes.graph import Decision, ModelGraph
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
 from passes.methods.phases import Phase
 from passes.methods.plan import Plan, PlanRow
-from passes.methods.problem import build_problem
+from passes.methods.problem import SERVES
+from passes.methods.sparse_training.budget import Allowed, allowed
 from passes.methods.sparse_training.config import SparseTraining
-from passes.methods.sparse_training.start import first_masks, rescale, shape_of, start_counts
+from passes.methods.sparse_training.overrides import rule_for
+from passes.methods.sparse_training.penalty import penalty
+from passes.methods.sparse_training.start import (
+    first_masks,
+    output_units,
+    rescale,
+    transferred_masks,
+)
 from passes.rewrite.masks import bake_masks
-
-SERVES = frozenset({"nonzeros"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """How many weights every layer has."""
-
-    sites: tuple[Site, ...]
-    shapes: tuple[SparseShape, ...]
-    floors: tuple[int, ...]
-    counts: tuple[int, ...]
 
 
 class DynamicSparseTraining(Method):
@@ -59,45 +54,100 @@ class DynamicSparseTraining(Method):
         one_shot: bool = True,
     ) -> Plan:
         """How many weights every layer has at first; see `Method.plan`."""
-        split = self._split(graph, costs, limits)
-        rule = self.config.rule
+        budget = allowed(self.config, graph, costs, limits)
+        counts = self._counts(graph, budget)
+        told = "largest" if one_shot else f"{self.config.rule}, {self._when}"
         rows = tuple(
-            PlanRow(site.name, site.size, count, "largest" if one_shot else f"{rule}, at first")
-            for site, count in zip(split.sites, split.counts, strict=True)
+            PlanRow(site.name, site.size, n, told)
+            for site, n in zip(budget.sites, counts, strict=True)
         )
-        allowed = {limit.key: limit.maximum for limit in limits}
-        return Plan(rule, rows, dict.fromkeys(allowed, sum(split.counts)), allowed)
+        most = {limit.key: limit.maximum for limit in limits}
+        return Plan(self.config.rule, rows, budget.reached(counts), most)
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
         """Put the first masks on the weights; in one shot only remove."""
         assert run.costs is not None  # a run of `compress` has them
-        split = self._split(graph, run.costs, run.limits)
+        budget = allowed(self.config, graph, run.costs, run.limits)
+        seed = int(torch.randint(2**62, (), generator=run.generator))
+        cells = budget.counts() if self.config.masks is None else None
+        masks = self._first(graph, budget, cells, None if run.one_shot else seed)
+        if run.one_shot:
+            for site, shape in zip(budget.sites, budget.shapes, strict=True):
+                weight = graph.weight(site)
+                keep = masks[site.name].repeat_interleave(shape.block).reshape(weight.shape)
+                weight.masked_fill_(~keep, 0)
+            return
         epoch_steps = max(run.epoch_steps, 1)
         clock = Clock(max(1, run.total_steps // epoch_steps), epoch_steps)
-        seed = int(torch.randint(2**62, (), generator=run.generator))
-        chosen = None if run.one_shot or self.config.law == "magnitude" else seed
-        masks = first_masks(graph, split.sites, split.shapes, split.counts, seed=chosen)
-        if run.one_shot:
-            for site in split.sites:
-                weight = graph.weight(site)
-                weight.masked_fill_(~masks[site.name].reshape(weight.shape), 0)
-            return
+        rule = rule_for(self.config, clock, by_count=budget.by_count)
+        finals = [int(masks[site.name].sum()) for site in budget.sites]
+        if rule.prune is not None:
+            masks = {name: torch.ones_like(mask) for name, mask in masks.items()}
         if self.config.rescaled:
-            for site, count in zip(split.sites, split.counts, strict=True):
-                rescale(graph, site, count)
-        parts = zip(split.sites, split.shapes, split.floors, split.counts, strict=True)
-        members = [
-            Member(site, shape, max(1, floor), movable=count < site.size)
-            for site, shape, floor, count in parts
-        ]
-        self._engine = RewireEngine(graph, members, self.config.rule_for(clock), clock, seed)
+            for site, shape, n in zip(budget.sites, budget.shapes, finals, strict=True):
+                rescale(graph, site, n / shape.cells)
+        members = self._members(graph, budget, finals)
+        fits = None if budget.by_count else budget.fits
+        self._engine = RewireEngine(graph, members, rule, clock, seed, fits)
         self._engine.attach(masks)
+        if self.config.masks is not None:
+            graph.decisions.append(Decision("", "first masks", f"those of {self.config.masks}"))
+
+    @property
+    def _when(self) -> str:
+        return "at first" if self.config.steps is None else "in the end"
+
+    def _counts(self, graph: ModelGraph, budget: Allowed) -> tuple[int, ...]:
+        """Weights of every layer at first, or in the end of rules that prune."""
+        if self.config.masks is None:
+            cells: Sequence[int] = budget.counts()
+        else:
+            masks = self._first(graph, budget, None, None)
+            cells = [int(masks[site.name].sum()) for site in budget.sites]
+        return tuple(n * shape.block for n, shape in zip(cells, budget.shapes, strict=True))
+
+    def _first(
+        self, graph: ModelGraph, budget: Allowed, cells: Sequence[int] | None, seed: int | None
+    ) -> dict[str, Tensor]:
+        parts = (graph, budget.sites, budget.shapes)
+        if self.config.masks is not None:
+            masks = transferred_masks(self.config.masks, *parts)
+            budget.require([int(masks[site.name].sum()) for site in budget.sites])
+            return masks
+        assert cells is not None
+        return first_masks(*parts, cells, seed=None if self.config.law == "magnitude" else seed)
+
+    def _members(self, graph: ModelGraph, budget: Allowed, finals: Sequence[int]) -> list[Member]:
+        members = []
+        parts = zip(budget.sites, budget.shapes, budget.floors, finals, strict=True)
+        for (site, shape, floor, final), price in zip(parts, budget.prices, strict=True):
+            units = output_units(graph, site, shape) if self.config.keep_units else None
+            members.append(
+                Member(
+                    site,
+                    shape,
+                    final,
+                    max(1, floor),
+                    movable=final < shape.cells,
+                    cost=price,
+                    units=None if units is None else units.to(graph.parameter(site).device),
+                )
+            )
+        return members
 
     def on_phase_start(self, phase: Phase) -> None:
         """Gather gradients from the first step on, if its event asks for them."""
         self._step = 0
         if self._engine is not None:
             self._engine.watch(0)
+
+    def on_loss(self, loss: Tensor, batch: Any, outputs: Any) -> Tensor:
+        """Add the penalty, if there is one."""
+        if self._engine is None or not self.config.l1:
+            return loss
+        members = [m for m in self._engine.members if m.movable]
+        graph, lasso = self._engine.graph, self.config.group_lasso
+        return loss + self.config.l1 * penalty(graph, members, group_lasso=lasso)
 
     def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Rewire, if an event is due."""
@@ -130,23 +180,6 @@ class DynamicSparseTraining(Method):
             self._step = int(state["step"])
             self._engine.load_state_dict(state["engine"])
             self._engine.watch(self._step)
-
-    def _split(
-        self, graph: ModelGraph, costs: CostTable, limits: Sequence[ResolvedLimit]
-    ) -> _Split:
-        least = self.config.min_per_layer
-        parts = {"min_per_layer": least, "min_density": 0.0}
-        problem = build_problem(graph, costs, limits, **parts)  # type: ignore[arg-type]
-        shapes = tuple(shape_of(graph, site) for site in problem.sites)
-        floors = tuple(
-            max(min(least, site.size), graph.rules[site.name].least(site.size))
-            if site.name in graph.rules
-            else min(least, site.size)
-            for site in problem.sites
-        )
-        total = min(problem.capacities, default=sum(site.size for site in problem.sites))
-        counts = start_counts(shapes, floors, total, self.config.law)
-        return _Split(problem.sites, shapes, floors, counts)
 
 
 SPEC = MethodSpec(

@@ -2,62 +2,111 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from energy_model.errors import InfeasibleBudget
-from passes.dynamic.start import SparseShape, erdos_renyi, uniform_exact
-from passes.dynamic.start_masks import by_magnitude, rescaled, start_masks
+from energy_model.errors import InfeasibleBudget, PreconditionError
+from passes.dynamic.event import strength
+from passes.dynamic.start import SparseShape, erdos_renyi, uniform, uniform_exact
+from passes.dynamic.start_masks import by_magnitude, from_masks, rescaled, start_masks
 from passes.graph import ModelGraph, Site
+from passes.methods.sparse_training.config import SparseTraining
+from passes.storage.tensors import load_tensors
+
+# Of a cell, the leading dimensions of a convolution's weight (outputs, inputs, *kernel).
+_LEADING = {"filters": 1, "kernels": 2, "rows": 3}
+_WEIGHTS = "weights.safetensors"
 
 
-def shape_of(graph: ModelGraph, site: Site) -> SparseShape:
-    """The shape of a site's weight, as laws of density read it."""
+def shape_of(graph: ModelGraph, site: Site, granularity: str = "weights") -> SparseShape:
+    """The shape of a site's weight, as laws of density read it, and its cells.
+
+    Args:
+        graph: The traced model.
+        site: The site.
+        granularity: See `SparseTraining`; linear layers always have single weights.
+    """
     geometry = site.uses[0].shape
     per_group = geometry.in_channels // geometry.groups
-    shape = (geometry.out_per_group * geometry.groups, per_group, *geometry.kernel)
-    if torch.Size(shape).numel() != site.size:  # other uses see other parts of it
-        shape = (site.size, 1)
-        return SparseShape(site.name, shape)
-    return SparseShape(site.name, shape, groups=geometry.groups)
+    kernel = () if geometry.is_linear else geometry.kernel
+    shape = (geometry.out_channels, per_group, *kernel)
+    if math.prod(shape) != site.size:  # other uses see other parts of it
+        return SparseShape(site.name, (site.size, 1))
+    block = 1
+    if granularity != "weights" and not geometry.is_linear:
+        # A transposed weight is (inputs, outputs per group, *kernel): cells are stretches of that.
+        own = tuple(graph.weight(site).shape)
+        block = math.prod(own[_LEADING[granularity] :])
+    return SparseShape(site.name, shape, block, geometry.groups)
+
+
+def required_counts(
+    config: SparseTraining,
+    sites: Sequence[Site],
+    shapes: Sequence[SparseShape],
+    floors: Sequence[int],
+) -> tuple[int | None, ...]:
+    """Cells that layers must have at first; `None` where the law decides."""
+    counts: list[int | None] = []
+    for site, shape, floor in zip(sites, shapes, floors, strict=True):
+        linear = site.uses[0].shape.is_linear
+        sparsity = config.linear_sparsity if linear else config.conv_sparsity
+        if sparsity is None:
+            counts.append(None)
+        else:
+            counts.append(max(floor, 1, *uniform([shape], max(1 - sparsity, 1e-12))))
+    return tuple(counts)
 
 
 def start_counts(
-    shapes: Sequence[SparseShape], floors: Sequence[int], total: int, law: str
+    shapes: Sequence[SparseShape],
+    floors: Sequence[int],
+    total: int,
+    law: str,
+    required: Sequence[int | None] = (),
 ) -> tuple[int, ...]:
-    """Active weights of every layer, `total` in all.
+    """Active cells of every layer, `total` parameters in all where cells are single weights.
 
     Args:
         shapes: Of the layers.
-        floors: Least number of weights of each.
-        total: Of all layers.
+        floors: Least number of cells of each.
+        total: Parameters of all layers.
         law: `"uniform"`, `"er"`, `"erk"` or `"magnitude"`, which has the shares of ERK.
+        required: Cells of layers that have a number of their own, `None` for the others.
 
     Raises:
-        InfeasibleBudget: The floors come to more than the total.
+        InfeasibleBudget: The floors and what is required come to more than the total.
     """
-    most = sum(shape.cells for shape in shapes)
-    total = min(total, most)
-    if sum(floors) > total:
+    total = min(total, sum(shape.parameters for shape in shapes))
+    given = list(required) or [None] * len(shapes)
+    counts = [f if r is None else r for f, r in zip(floors, given, strict=True)]
+    least = sum(n * shape.block for n, shape in zip(counts, shapes, strict=True))
+    if least > total:
         raise InfeasibleBudget(
-            f"{total:,} weights are asked for, and layers must keep {sum(floors):,}",
+            f"{total:,} weights are asked for, and layers must keep {least:,}",
             limit="nonzeros",
             asked=total,
-            tightest=sum(floors),
+            tightest=least,
             remedy="Raise the budget, or loosen the rules for single layers.",
         )
-    held = [floor == shape.cells for floor, shape in zip(floors, shapes, strict=True)]
+    full = [n == shape.cells for n, shape in zip(counts, shapes, strict=True)]
+    held = [r is not None or f for r, f in zip(given, full, strict=True)]
     while True:
         # Layers below their floor are held there, and the law is asked again for the others.
-        left = total - sum(f for f, h in zip(floors, held, strict=True) if h)
+        pairs = zip(counts, shapes, held, strict=True)
+        left = total - sum(n * shape.block for n, shape, h in pairs if h)
         free = [shape for shape, h in zip(shapes, held, strict=True) if not h]
+        # What held layers leave may be more than the others can take.
+        left = min(left, sum(shape.parameters for shape in free))
         found = iter(_by_law(free, left, law) if free else ())
-        counts = [f if h else next(found) for f, h in zip(floors, held, strict=True)]
-        below = [c < f for c, f in zip(counts, floors, strict=True)]
+        now = [n if h else next(found) for n, h in zip(counts, held, strict=True)]
+        below = [n < floor for n, floor in zip(now, floors, strict=True)]
         if not any(below):
-            return tuple(counts)
+            return tuple(now)
         held = [h or b for h, b in zip(held, below, strict=True)]
 
 
@@ -75,23 +124,73 @@ def first_masks(
     *,
     seed: int | None,
 ) -> dict[str, Tensor]:
-    """Which weights are active at first; boolean, flat, by site.
+    """Which cells are active at first; boolean, flat, by site.
 
     Args:
         graph: The model.
         sites: The layers.
         shapes: Their shapes.
-        counts: Active weights of each.
-        seed: Of random positions; `None` takes the largest weights.
+        counts: Active cells of each.
+        seed: Of random positions; `None` takes the largest.
     """
     if seed is None:
-        values = {s.name: graph.weight(s).reshape(-1).abs() for s in sites}
+        rows = {s.name: (h.cells, h.block) for s, h in zip(sites, shapes, strict=True)}
+        values = {s.name: strength(graph.weight(s).reshape(rows[s.name])) for s in sites}
         return by_magnitude(values, counts, shapes)
     device = {s.name: graph.parameter(s).device for s in sites}
     return {n: m.to(device[n]) for n, m in start_masks(counts, shapes, seed).items()}
 
 
-def rescale(graph: ModelGraph, site: Site, count: int) -> None:
+def transferred_masks(
+    folder: str, graph: ModelGraph, sites: Sequence[Site], shapes: Sequence[SparseShape]
+) -> dict[str, Tensor]:
+    """The zeros of an earlier result as masks; boolean, flat, by site.
+
+    Args:
+        folder: Where the result was saved.
+        graph: The model.
+        sites: The layers.
+        shapes: Their shapes.
+
+    Raises:
+        StorageError: There is no such result.
+        PreconditionError: It is of another model, or was made smaller.
+    """
+    tensors = load_tensors(Path(folder) / _WEIGHTS)
+    masks = {}
+    for site, shape in zip(sites, shapes, strict=True):
+        names = [f"{path}.{name}" if path else name for path, name in site.owners]
+        found = next((tensors[name] for name in names if name in tensors), None)
+        if found is None or found.shape != graph.parameter(site).shape:
+            had = "no such weight" if found is None else f"a weight of {tuple(found.shape)}"
+            raise PreconditionError(
+                f"{folder} has {had}, not of {tuple(graph.parameter(site).shape)}",
+                where=f"SparseTraining.masks, layer {site.name!r}",
+                remedy="Take a result of the same model; make it with keep_shapes=True.",
+            )
+        part = found.reshape(-1)[site.start : site.start + site.size]
+        rows = part.reshape(shape.cells, shape.block) != 0
+        masks[site.name] = rows.any(dim=1).to(graph.parameter(site).device)
+    return from_masks(masks, shapes)
+
+
+def output_units(graph: ModelGraph, site: Site, shape: SparseShape) -> Tensor | None:
+    """The output channel or neuron of every cell, int64; `None` where cells span several."""
+    geometry = site.uses[0].shape
+    if math.prod(shape.shape) != site.size or len(shape.shape) < 2 or shape.shape[1:] == (1,):
+        return None
+    own = tuple(graph.weight(site).shape)
+    taps = math.prod(own[2:])
+    if shape.block > (taps if geometry.transposed else math.prod(own[1:])):
+        return None
+    flat = torch.arange(0, site.size, shape.block)
+    if not geometry.transposed:
+        return flat // math.prod(own[1:])
+    inputs, outputs = flat // (own[1] * taps), flat // taps % own[1]
+    return inputs // (own[0] // geometry.groups) * own[1] + outputs
+
+
+def rescale(graph: ModelGraph, site: Site, density: float) -> None:
     """Multiply a weight for the density that it gets, so that outputs keep their variance."""
-    if 0 < count < site.size:
-        graph.weight(site).mul_(rescaled(1.0, count / site.size))
+    if 0 < density < 1:
+        graph.weight(site).mul_(rescaled(1.0, density))

@@ -38,7 +38,8 @@ def built(rule, density=0.3, *, blocks=None, seed=3, model=None):
     ]
     total = int(density * sum(shape.parameters for shape in shapes))
     counts = uniform_exact(shapes, total)
-    members = [Member(s, shape) for s, shape in zip(graph.compressible, shapes, strict=True)]
+    parts = zip(graph.compressible, shapes, counts, strict=True)
+    members = [Member(*part) for part in parts]
     engine = RewireEngine(graph, members, rule, Clock(50, 4), seed)
     engine.attach(start_masks(counts, shapes, seed))
     return graph, engine

@@ -1,0 +1,147 @@
+"""What a budget allows: how many weights every layer may have, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from energy_model.cost import CostTable
+from energy_model.errors import InfeasibleBudget
+from energy_model.resolved import ResolvedLimit
+from passes.dynamic.start import SparseShape
+from passes.graph import ModelGraph, Site
+from passes.methods.problem import Problem, build_problem
+from passes.methods.sparse_training.config import SparseTraining
+from passes.methods.sparse_training.start import required_counts, shape_of, start_counts
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """A budget over the cells of all layers.
+
+    Attributes:
+        problem: The layers, and what their weights are charged under each limit.
+        shapes: Their shapes and cells.
+        floors: Least number of cells of each.
+        required: Cells that a layer must have at first, where the configuration says so.
+        law: Of the shares of the others.
+    """
+
+    problem: Problem
+    shapes: tuple[SparseShape, ...]
+    floors: tuple[int, ...]
+    required: tuple[int | None, ...]
+    law: str
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The layers."""
+        return self.problem.sites
+
+    @property
+    def by_count(self) -> bool:
+        """Whether the only limit counts weights."""
+        return [limit.key for limit in self.problem.limits] == ["nonzeros"]
+
+    def fits(self, weights: Sequence[int]) -> bool:
+        """Whether layers may have so many weights, one number for each."""
+        pairs = zip(self.problem.ladders, weights, strict=True)
+        used = [sum(c) for c in zip(*(ladder.used(n) for ladder, n in pairs), strict=True)]
+        return all(u <= most for u, most in zip(used, self.problem.capacities, strict=True))
+
+    def reached(self, weights: Sequence[int]) -> dict[str, int | float]:
+        """Use of each limit by so many weights of the layers, in its unit."""
+        pairs = zip(self.problem.ladders, weights, strict=True)
+        used = [sum(c) for c in zip(*(ladder.used(n) for ladder, n in pairs), strict=True)]
+        keys = [limit.key for limit in self.problem.limits]
+        return dict(zip(keys, self.problem.reached(used), strict=True))
+
+    def require(self, cells: Sequence[int]) -> None:
+        """Raise unless layers may have so many cells.
+
+        Raises:
+            InfeasibleBudget: They are too many.
+        """
+        weights = [n * shape.block for n, shape in zip(cells, self.shapes, strict=True)]
+        if self.fits(weights):
+            return
+        reached = self.reached(weights)
+        limit = next(x for x in self.problem.limits if reached[x.key] > x.maximum)
+        raise InfeasibleBudget(
+            f"{limit.limit} asks for {limit.maximum:,}, and what layers must have at first needs "
+            f"{reached[limit.key]:,}",
+            limit=limit.key,
+            asked=limit.maximum,
+            tightest=reached[limit.key],
+            remedy="Raise the budget, or ask for less in single layers, or for sparser masks.",
+        )
+
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """What a weight of each layer takes of the budget: the sum over limits of its share."""
+        limits = self.problem.capacities
+        return tuple(
+            sum(c / max(1, most) for c, most in zip(ladder.charges_at(0), limits, strict=True))
+            for ladder in self.problem.ladders
+        )
+
+    def counts(self) -> tuple[int, ...]:
+        """Cells of every layer at first: as many as fit.
+
+        Raises:
+            InfeasibleBudget: What layers must have does not fit.
+        """
+        blocks = [shape.block for shape in self.shapes]
+
+        def split(total: int) -> tuple[int, ...]:
+            return start_counts(self.shapes, self.floors, total, self.law, self.required)
+
+        def fits(total: int) -> bool:
+            return self.fits([n * b for n, b in zip(split(total), blocks, strict=True)])
+
+        most = sum(shape.parameters for shape in self.shapes)
+        if self.by_count:
+            return split(min(self.problem.capacities[0], most))
+        fixed = zip(self.floors, self.required, self.shapes, strict=True)
+        low = sum((n if r is None else r) * s.block for n, r, s in fixed)
+        high = most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        self.require(split(low))
+        return split(low)
+
+
+def allowed(
+    config: SparseTraining,
+    graph: ModelGraph,
+    costs: CostTable,
+    limits: Sequence[ResolvedLimit],
+) -> Allowed:
+    """Read a budget.
+
+    Args:
+        config: The configuration.
+        graph: The traced model; read only.
+        costs: Costs of its sites.
+        limits: The budget in absolute terms.
+
+    Raises:
+        InfeasibleBudget: A limit is below what layers must keep.
+    """
+    least = config.min_per_layer
+    parts = {"min_per_layer": least, "min_density": 0.0}
+    problem = build_problem(graph, costs, limits, **parts)  # type: ignore[arg-type]
+    shapes = tuple(shape_of(graph, site, config.granularity) for site in problem.sites)
+    floors = tuple(
+        -(-_floor(graph, site, least) // shape.block)
+        for site, shape in zip(problem.sites, shapes, strict=True)
+    )
+    required = required_counts(config, problem.sites, shapes, floors)
+    return Allowed(problem, shapes, floors, required, config.law)
+
+
+def _floor(graph: ModelGraph, site: Site, least: int) -> int:
+    """Weights that a layer keeps at least: by the method, and by the rule for this layer."""
+    rule = graph.rules.get(site.name)
+    return max(min(least, site.size), 0 if rule is None else rule.least(site.size))
