@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from passes.dynamic.pruning_steps import PruningSteps
 from passes.dynamic.registry import find_rule
 from passes.dynamic.rule import NewValues, Rule
-from passes.dynamic.schedule import Decay, Values, is_real, is_whole, read_points
+from passes.dynamic.schedule import Decay, Points, Values, is_real, is_whole, read_points
 from passes.methods.config import MethodConfig
 
 Law = Literal["uniform", "er", "erk", "magnitude"]
@@ -131,6 +131,9 @@ class SparseTraining(MethodConfig):
             good = (value is None and field == "gamma") or (is_real(value) and value >= 0)
             self._require(field, good, "a number from 0")
         self._require("min_per_layer", is_whole(self.min_per_layer), "a whole number from 1")
+        periods = self.every if isinstance(self.every, tuple) else ()
+        whole = all(is_whole(steps) for _, steps in cast(Points, periods))
+        self._require("every", whole, "None, steps from 1, or {first epoch: steps}")
 
     def _check_together(self, rule: Rule) -> None:
         one = self.share is None or self.cells is None
