@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+MACS = ("macs", "sparse_macs")
 ENERGY = ("weights", "compute", "compute_relaxed", "activations", "positions", "exact", "relaxed")
 PARTS = 256
 
@@ -105,7 +106,7 @@ def _share(energy: int, bits: int, word: int) -> int:
 
 
 def energy_of(use: Use, hardware: Mapping[str, Any]) -> dict[str, int]:
-    """Energy of one use by part and in total, in 1/256 units per sample, and its `macs`."""
+    """Energy of one use by part and in total, in 1/256 units per sample, and its `MACS`."""
     word, index = hardware["word_bits"], hardware["index_bits"]
     wide, narrow, written = (word if b is None else min(b, word) for b in use.bits)
     weight, value = Prices.of(hardware, wide, "weight"), Prices.of(hardware, narrow, "input")
@@ -143,6 +144,7 @@ def energy_of(use: Use, hardware: Mapping[str, Any]) -> dict[str, int]:
         "positions": resident * PARTS * -(-(dram + cache * row_tiles) * index // word)
         + beyond * PARTS * -(-(dram + cache) * row_tiles * index // word),
         "macs": use.nonzero.size * (use.mac_positions or positions),
+        "sparse_macs": count * (use.mac_positions or positions),
     }
     fixed = parts["weights"] + parts["activations"] + parts["positions"]
     parts |= {"exact": fixed + parts["compute"], "relaxed": fixed + parts["compute_relaxed"]}
@@ -150,10 +152,10 @@ def energy_of(use: Use, hardware: Mapping[str, Any]) -> dict[str, int]:
 
 
 def totals(costs: Iterable[Mapping[str, int]]) -> dict[str, Number]:
-    """The sum of what `energy_of` found: energy by part, in the hardware's unit, and `macs`."""
+    """The sum of what `energy_of` found: energy by part, in the hardware's unit, and `MACS`."""
     each = list(costs)
-    sums = {key: sum(cost[key] for cost in each) for key in (*ENERGY, "macs")}
-    return {key: n if key == "macs" else _in_units(n) for key, n in sums.items()}
+    sums = {key: sum(cost[key] for cost in each) for key in (*ENERGY, *MACS)}
+    return {key: n if key in MACS else _in_units(n) for key, n in sums.items()}
 
 
 def _in_units(parts: int) -> Number:

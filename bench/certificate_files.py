@@ -13,7 +13,17 @@ import onnx
 from numpy.typing import NDArray
 
 from bench.certificate_constants import Array, Constants, UnreadableError, Value, attributes_of
-from bench.certificate_energy import ENERGY, Axis, Bits, Number, Support, Use, energy_of, totals
+from bench.certificate_energy import (
+    ENERGY,
+    MACS,
+    Axis,
+    Bits,
+    Number,
+    Support,
+    Use,
+    energy_of,
+    totals,
+)
 from bench.certificate_shapes import Shape, inferred_shapes
 from bench.certificate_widths import Widths, widest
 
@@ -340,7 +350,7 @@ def recount(
     bits = {name: told[name].bits if name in told else kept[name].bits for name in kept}
     floats = (tensor for tensor in proto.graph.initializer if tensor.data_type in FLOATS)
     counts: Counts = {
-        "macs": energy["macs"],
+        **{key: energy[key] for key in MACS},
         "weights": sum(weight.elements for weight in kept.values()),
         "nonzeros": sum(weight.nonzeros for weight in kept.values()),
         "energy": energy["relaxed"],
@@ -352,7 +362,7 @@ def recount(
     return Recount(
         {key: energy[key] for key in ENERGY},
         counts,
-        {"energy": dense, "nonzeros": counts["weights"]},
+        {"energy": dense, "nonzeros": counts["weights"], "sparse_macs": counts["macs"]},
         kept,
         bits,
         graph.aliases,

@@ -28,12 +28,12 @@ if not __package__:  # run as a script: the folder that holds `bench` need not b
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.certificate_archive import Files, files_of
-from bench.certificate_energy import ENERGY, Bits
+from bench.certificate_energy import ENERGY, MACS, Bits
 from bench.certificate_files import Claim, Recount, UnusableInputError, Weight, recount
 
 __all__ = ["UnusableInputError", "check", "main", "recount"]
 
-_COUNTED_BY_USE = ("energy", "macs")
+_COUNTED_BY_USE = ("energy", *MACS)
 _INSIDE = "file inside"
 
 

@@ -93,6 +93,7 @@ MEASURES = {
     "nonzeros": Measure("weights", "weight", "one weight", counting_units("weight"), "20k"),
     "params": Measure("parameters", "param", "one parameter", counting_units("param"), "2M"),
     "macs": Measure("MACs", "MAC", "one MAC", MACS, "1.5G"),
+    "sparse_macs": Measure("MACs with nonzero weights", "MAC", "one MAC", MACS, "150M"),
     "latency": Measure("latency", "s", "one second", SECONDS, "3 ms", bare_integers=False),
 }
 """Key of a budget to its measure, in the order in which budgets print."""

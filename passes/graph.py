@@ -122,6 +122,17 @@ class Site:
         """Multiply-accumulates of all uses, every weight counted."""
         return sum(use.shape.macs * use.count for use in self.uses)
 
+    def macs_per_weight(self) -> int:
+        """Multiply-accumulates of all uses that one weight takes part in, by the same convention.
+
+        All weights have the same number. Of a weight that is used in part it is an upper bound.
+        """
+        # A view may repeat the weight within one use; every copy is multiplied.
+        return sum(
+            use.shape.macs // use.shape.weights * -(-use.shape.weights // self.size) * use.count
+            for use in self.uses
+        )
+
     def energy(self, hardware: Hardware, weight: Tensor) -> Energy:
         """Energy of all uses, given the weight's support.
 

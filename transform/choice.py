@@ -17,6 +17,8 @@ Methods = str | MethodConfig | Sequence[str | MethodConfig]
 
 # What removes channels where single weights would not help.
 STRUCTURED = "l2"
+# Limits under which the weights of one layer cost more than those of another.
+PRICED = frozenset({"energy", "sparse_macs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,12 @@ def choose_method(method: Methods, budget: Budget) -> Choice:
         why = "asked for"
     elif method == "auto":
         keys = {limit.key for limit in budget.limits}
-        name = "energy" if "energy" in keys or len(keys) > 1 else "magnitude"
+        name = "energy" if PRICED & keys or len(keys) > 1 else "magnitude"
         spec, config = find_method(name)
-        why = (
-            "keeps the weights that are worth their energy"
-            if name == "energy"
-            else "every weight has the same price, so ranking by magnitude is optimal"
-        )
+        why = "every weight has the same price, so ranking by magnitude is optimal"
+        if name == "energy":
+            alone = keys == {"sparse_macs"}
+            why = f"keeps the weights that are worth their {'MACs' if alone else 'energy'}"
         if not keys <= spec.serves:
             spec, config, why = _other_method(budget, keys)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from energy_model.errors import ArgumentError
+from energy_model.errors import ArgumentError, ExportError
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import ModelGraph
@@ -70,8 +70,27 @@ def write(
     from export.qdq import write_qdq
     from export.sparse import write_sparse
 
+    if form == "auto":
+        return _small_enough(graph, hardware, path, limits)
     if form == "qdq":
         return write_qdq(graph, hardware, path, opset=OPSET if opset is None else opset)
     if form.startswith("sparse"):
         return write_sparse(graph, hardware, path, initializers=form == "sparse_initializers")
     return (write_column_groups if form == "column_groups" else write_dense)(graph, hardware, path)
+
+
+def _small_enough(
+    graph: ModelGraph, hardware: Hardware, path: Path, limits: Sequence[ResolvedLimit]
+) -> Written:
+    """The dense file; zeros are stored as positions and values only where a limit asks for that."""
+    from export.dense import write_dense
+    from export.sparse import write_sparse
+
+    dense = write_dense(graph, hardware, path)
+    sizes = [limit.maximum for limit in limits if limit.key == "size"]
+    if all(dense.bytes <= most for most in sizes):
+        return dense
+    try:
+        return write_sparse(graph, hardware, path)
+    except ExportError:  # no weight would get smaller
+        return dense

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from energy_model.cost import CostTable
 from energy_model.errors import UnsupportedBudget
 from energy_model.hardware import Hardware
+from energy_model.resolved import ResolvedLimit
 from passes.analysis.costs import cost_table
 from passes.analysis.memory import peak_activation_bytes
 from passes.graph import ModelGraph
@@ -42,11 +43,14 @@ class Subject:
         graph: The traced model.
         hardware: The accelerator of the energy model.
         file: Its exported file, if there is one; made on demand otherwise.
+        limits: The budget: where the dense file exceeds a limit on its size, zeros are stored as
+            positions and values.
     """
 
     graph: ModelGraph
     hardware: Hardware
     file: Written | None = None
+    limits: Sequence[ResolvedLimit] = ()
     _costs: CostTable | None = None
     _folder: Any = field(default=None, repr=False)
     _packed: int | None = None
@@ -71,10 +75,10 @@ class Subject:
         if self.file is None:
             from transform.forms import write
 
-            form = "qdq" if self.graph.encodings else "dense"
+            form = "qdq" if self.graph.encodings else "auto"
             self._folder = tempfile.TemporaryDirectory(prefix="transform-")
             path = Path(self._folder.name) / "model.onnx"
-            self.file = write(self.graph, self.hardware, path, form)
+            self.file = write(self.graph, self.hardware, path, form, self.limits)
         return self.file
 
     @property
@@ -138,6 +142,16 @@ def macs(subject: Subject) -> Value:
     return Value(subject.costs.total.macs)
 
 
+def sparse_macs(subject: Subject) -> Value:
+    """Multiply-accumulates of one sample whose weight is not zero.
+
+    Of a computed weight all count, but for zeros that a file tells. Products of activations have no
+    weight, as in `macs`.
+    """
+    sites = subject.graph.sites
+    return Value(sum(subject.costs[s.name].nonzeros * s.macs_per_weight() for s in sites))
+
+
 def size(subject: Subject) -> Value:
     """Bytes of the ONNX file that the runtime loads."""
     return Value(subject.onnx_bytes)
@@ -175,6 +189,7 @@ _BASE: dict[str, Callable[[Subject], Value]] = {
     "weight_bits": dense_weight_bits,
     "params": params,
     "macs": macs,
+    "sparse_macs": macs,
     "size": size,
     "archive": size,  # nobody packs the original: shares are of its ONNX file
     "ram": ram,
@@ -184,12 +199,13 @@ _REACHED: dict[str, Callable[[Subject], Value]] = _BASE | {
     "energy": energy,
     "nonzeros": nonzeros,
     "weight_bits": weight_bits,
+    "sparse_macs": sparse_macs,
     "archive": archive,
 }
 
 
 # Limits that cost no export and no measurement.
-COUNTED = frozenset({"energy", "nonzeros", "weight_bits", "params", "macs"})
+COUNTED = frozenset({"energy", "nonzeros", "weight_bits", "params", "macs", "sparse_macs"})
 
 
 def base_value(key: str, subject: Subject) -> Value:

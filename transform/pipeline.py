@@ -126,7 +126,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         gradients=request.gradients,
         batches=request.batches,
         bits=_earlier_bits(request.origin),
-        archive=lambda finished: _archive_bytes(finished, request),
+        archive=lambda finished: _file_bytes(finished, request, "archive"),
+        size=lambda finished: _file_bytes(finished, request, "size", limits),
     )
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
@@ -314,13 +315,15 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
     return finished
 
 
-def _archive_bytes(graph: ModelGraph, request: Request) -> int:
-    """Bytes of the archive of a model that a method has finished; the model is only copied."""
+def _file_bytes(
+    graph: ModelGraph, request: Request, key: str, limits: Sequence[ResolvedLimit] = ()
+) -> int:
+    """Bytes of the file of a model that a method has finished; the model is only copied."""
     graph = copy.deepcopy(graph)
     if not request.keep_shapes:
         _without_dead_structure(graph)
     finished = _traced_anew(graph, request.call)
-    return int(reached_value("archive", Subject(finished, request.hardware)).number)
+    return int(reached_value(key, Subject(finished, request.hardware, limits=limits)).number)
 
 
 def _traced_anew(graph: ModelGraph, call: Call) -> ModelGraph:
@@ -367,8 +370,7 @@ def _check_rules(
     """Every method respects the rules for single layers, or says so by failing."""
     for name, rule in rules.items():
         kept, size = _kept(sites[name], after), sites[name].size
-        had = request.nonzeros(sites[name])
-        if kept < min(rule.least(size), had):
+        if kept < min(rule.least(size), request.nonzeros(sites[name])):
             raise PostconditionError(
                 f"{kept} of {size} weights are left, the rule says at least {rule.least(size)}",
                 where=f"method {request.choice.spec.name!r}, layer {name!r}",
@@ -381,7 +383,8 @@ def _kept(site: Site, after: ModelGraph) -> int:
     owners = set(site.owners)
     same = [s for s in after.sites if owners & set(s.owners)]
     parts = [s for s in same if (s.start, s.size) == (site.start, site.size)]
-    return sum(int(torch.count_nonzero(after.weight(s))) for s in parts or same)
+    looked_up = sum(s.size for s in after.sites if s.computed and s.name == site.name)
+    return looked_up + sum(int(torch.count_nonzero(after.weight(s))) for s in parts or same)
 
 
 def _owners(graph: ModelGraph, site: Site) -> Sequence[nn.Module]:
@@ -397,7 +400,7 @@ def _certified(
     bases: dict[str, int | float],
 ) -> Compressed:
     choice = request.choice
-    subject = Subject(graph, request.hardware)
+    subject = Subject(graph, request.hardware, limits=limits)
     values = {limit.key: reached_value(limit.key, subject) for limit in limits}
     source = Source("model", state_digest(graph.module))
     origin = request.origin
@@ -441,9 +444,7 @@ def _sizes(
 def _history(
     before: float, result: Compressed, trained: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    after = result.costs.after.total.energy.relaxed
-    return [
-        {"event": "original", "energy": before},
-        *({"event": "trained", **row} for row in trained),
-        {"event": f"finished: {result.method}", "energy": after},
-    ]
+    last = {"energy": result.costs.after.total.energy.relaxed}
+    rows = [{"event": "trained", **row} for row in trained]
+    first = {"event": "original", "energy": before}
+    return [first, *rows, {"event": f"finished: {result.method}", **last}]

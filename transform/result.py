@@ -120,7 +120,8 @@ class Compressed:
         Args:
             path: The file; `NAME.certificate.json` goes beside it.
             form: `"auto"`: quantized models as integers where a limit asks for it, otherwise what
-                was measured to be fastest; all others as `"dense"`.
+                was measured to be fastest; all others as `"dense"`, or as `"sparse"` where only
+                that keeps a limit on the size.
                 `"dense"`: ordinary float weights. Zeros stay in the file: they make it no smaller
                 and no faster, only cheaper on hardware that skips them. Quantized weights are the
                 floats of their levels, and activations are not quantized.

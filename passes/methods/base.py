@@ -48,6 +48,7 @@ class Run:
         bits: Bits that the weights of an earlier result have, by name of the site; of the model
             that is compressed further.
         archive: Function of a finished model, which it leaves alone: bytes of its archive.
+        size: The same of its ONNX file.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -61,6 +62,7 @@ class Run:
     batches: Callable[[int], Iterator[Call]] | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
     archive: Callable[[ModelGraph], int] | None = None
+    size: Callable[[ModelGraph], int] | None = None
 
 
 class Method(ABC):
@@ -188,8 +190,8 @@ class MethodSpec:
         source: Paper or origin, for people.
         keeps: Guarantees of earlier methods that it does not break.
         needs: What it cannot do without: `"labels"`.
-        gives: What it guarantees of the finished model: `"zeros"`, `"grid"` (weights on levels). A
-            method after it in a list must keep it.
+        gives: What it guarantees of the finished model: `"zeros"`, `"grid"` (weights on levels),
+            `"tied"` (weights looked up in banks). A method after it in a list must keep it.
     """
 
     GROUP: ClassVar[str] = "transform.methods"

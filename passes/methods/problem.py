@@ -8,7 +8,7 @@ charged in 1/256 of the hardware's unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,7 +26,7 @@ from passes.projection.pattern_units import Layout, SingleWeights
 from passes.projection.patterns import Pattern
 from passes.quantize.widths import weight_bits
 
-SERVES = frozenset({"energy", "nonzeros", "weight_bits"})
+SERVES = frozenset({"energy", "nonzeros", "weight_bits", "sparse_macs"})
 
 # Weights of a rank below the first number are charged the second, of each limit.
 _Charge = tuple[int, tuple[int | float, ...]]
@@ -157,14 +157,15 @@ def build_problem(
         _ladder(layout, _scaled(each, scales), least)
         for each, layout, least in zip(charges, layouts, minimums, strict=True)
     )
+    unchanged = [_unchanged(graph, costs, limit.key) for limit in limits]
     fixed = tuple(
-        plain(_fixed(graph, costs, limit.key) - (saved if limit.key == "energy" else 0))
-        for limit in limits
+        plain(sum(each.values()) - (saved if limit.key == "energy" else 0))
+        for limit, each in zip(limits, unchanged, strict=True)
     )
     problem = Problem(
         sites, weights, layouts, norms, ladders, histograms, minimums, tuple(limits), fixed, scales
     )
-    _check_feasible(problem, costs)
+    _check_feasible(problem, unchanged)
     return problem
 
 
@@ -218,10 +219,14 @@ def _charges(
 ) -> list[_Charge]:
     """Charges of the weights that fit the weight cache, and of those beyond it, in real units."""
     price = site.price(costs.hardware)
-    bits = weight_bits(graph, site)
+    alike = {
+        "nonzeros": 1,
+        "weight_bits": weight_bits(graph, site),
+        "sparse_macs": site.macs_per_weight(),
+    }
 
     def row(energy: float) -> tuple[float, ...]:
-        each = {"energy": energy, "nonzeros": 1, "weight_bits": bits}
+        each = {"energy": energy, **alike}
         return tuple(each[limit.key] for limit in limits)
 
     return [(price.capacity, row(price.first)), (site.size, row(price.beyond))]
@@ -240,35 +245,29 @@ def _scaled(charges: list[_Charge], scales: Sequence[int]) -> list[tuple[int, tu
     ]
 
 
-def _fixed(graph: ModelGraph, costs: CostTable, key: str) -> int | float:
-    """Energy of activations, and of weights that are computed and cannot be compressed."""
-    if key != "energy":
-        return 0
-    floors = sum(site.activation_energy(costs.hardware) for site in graph.compressible)
-    return floors + sum(costs[s.name].energy.relaxed for s in graph.sites if s.computed)
+def _unchanged(graph: ModelGraph, costs: CostTable, key: str) -> dict[str, int | float]:
+    """By layer, what no zero lowers: energy of activations, and all of computed weights."""
+    computed = [site for site in graph.sites if site.computed]
+    if key == "energy":
+        floors = {s.name: s.activation_energy(costs.hardware) for s in graph.compressible}
+        return floors | {s.name: costs[s.name].energy.relaxed for s in computed}
+    if key == "sparse_macs":
+        return {s.name: costs[s.name].nonzeros * s.macs_per_weight() for s in computed}
+    return {}
 
 
-def _check_feasible(problem: Problem, costs: CostTable) -> None:
+def _check_feasible(problem: Problem, unchanged: Sequence[Mapping[str, int | float]]) -> None:
     pairs = list(zip(problem.ladders, problem.minimums, strict=True))
     for index, limit in enumerate(problem.limits):
         forced = [problem.in_units(ladder.used(least))[index] for ladder, least in pairs]
         tightest = plain(problem.fixed[index] + sum(forced))
         if tightest <= limit.maximum:
             continue
-        own = [
-            part + (site.activation_energy(costs.hardware) if limit.key == "energy" else 0)
-            for part, site in zip(forced, problem.sites, strict=True)
-        ]
-        binding = problem.sites[own.index(max(own))].name
-        activations = problem.fixed[index] / tightest
-        lower = "a smaller min_density or min_per_layer"
-        if any(layout.forced for layout in problem.layouts):
-            lower += ", another pattern (what it does not fit stays dense)"
-        if limit.key == "energy":
-            lower += " (activations alone are "
-            lower += f"{limit.share(problem.fixed[index])}, {100 * activations:.0f} % of that), "
-            lower += "a smaller input, fewer channels, trained input masks "
-            lower += "(EnergyProjection(input_mask=True, start='masks'))"
+        own = dict(unchanged[index])
+        for site, part in zip(problem.sites, forced, strict=True):
+            own[site.name] = own.get(site.name, 0) + part
+        binding = max(own, key=lambda name: own[name])
+        lower = _what_lowers(problem, limit, problem.fixed[index], tightest)
         raise InfeasibleBudget(
             f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
             f"original), but {tightest:,} ({limit.share(tightest)}) is the least that can be "
@@ -279,3 +278,20 @@ def _check_feasible(problem: Problem, costs: CostTable) -> None:
             binding_layer=binding,
             remedy=f"Raise the limit; what would lower the least: {lower}.",
         )
+
+
+def _what_lowers(problem: Problem, limit: ResolvedLimit, fixed: float, tightest: float) -> str:
+    """What a user can do about a limit that cannot be met."""
+    lower = "a smaller min_density or min_per_layer"
+    if any(layout.forced for layout in problem.layouts):
+        lower += ", another pattern (what it does not fit stays dense)"
+    alone = f"{limit.share(fixed)}, {100 * fixed / tightest:.0f} % of that"
+    if limit.key == "energy":
+        lower += f" (activations alone are {alone}), a smaller input, fewer channels, trained "
+        lower += "input masks (EnergyProjection(input_mask=True, start='masks'))"
+    if limit.key == "sparse_macs":
+        lower += ", a smaller input"
+        if fixed:
+            lower += ", merging the weights that are computed in forward (they alone are "
+            lower += f"{alone}): remove_parametrizations(layer, 'weight')"
+    return lower

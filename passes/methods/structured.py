@@ -46,7 +46,7 @@ from passes.structure.importance import (
 from passes.structure.select import Selection, restricted, select_global, select_per_layer
 from passes.structure.state import full_state
 
-SERVES = frozenset({"macs", "params", "energy", "size", "nonzeros", "weight_bits"})
+SERVES = frozenset({"macs", "params", "energy", "size", "nonzeros", "weight_bits", "sparse_macs"})
 
 KeptUnits = dict[str, list[int]]
 

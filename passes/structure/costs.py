@@ -26,10 +26,10 @@ from passes.structure.site_terms import parameter_terms, site_terms
 from passes.structure.state import State, checked_state, full_state
 from passes.structure.tally import Tally
 
-KEYS = ("energy", "size", "weight_bits", "nonzeros", "params", "macs")
+KEYS = ("energy", "size", "weight_bits", "nonzeros", "params", "macs", "sparse_macs")
 
 # Costs of which a group can have a part that is not counted: see `geometry.uncounted`.
-_BY_SHAPE = frozenset({"energy", "macs"})
+_BY_SHAPE = frozenset({"energy", "macs", "sparse_macs"})
 
 
 class StructureCosts:

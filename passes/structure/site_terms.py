@@ -41,6 +41,8 @@ def site_terms(
             terms += _cut_site(graph, lines, site, uses, hardware, keys)
             continue
         own = {"macs": row.macs, "energy": row.energy.relaxed}
+        if site.computed:
+            own["sparse_macs"] = row.nonzeros * site.macs_per_weight()
         terms.append(Product(site.name, (), one_hot(keys, own)))
         if not site.computed:
             sides = lines.of_site(site) or (Side(site.size),)
@@ -66,13 +68,12 @@ def _cut_site(
     keys: Sequence[str],
 ) -> list[Term]:
     sides = lines.of_site(site) or ()
-    steps = sum(use.shape.macs // site.size * use.count for use in site.uses)
     kept = _kept_weights(graph, site, sides, keys)
     zeros = kept if isinstance(kept, Nonzeros) else None
     first = (sides[0], sides[1])
     energy = one_hot(keys, {"energy": 1})
     return [
-        elements(site.name, sides, one_hot(keys, {"macs": steps})),
+        elements(site.name, sides, one_hot(keys, {"macs": site.macs_per_weight()})),
         kept,
         LayerEnergy(site.name, first, tuple(uses), hardware, zeros, energy),
     ]
@@ -81,9 +82,10 @@ def _cut_site(
 def _kept_weights(
     graph: ModelGraph, site: Site, sides: Sequence[Side], keys: Sequence[str]
 ) -> Term:
-    """Nonzeros of a site, and their bits."""
+    """Nonzeros of a site, their bits and their multiply-accumulates."""
     weight = graph.weight(site)
-    each = one_hot(keys, {"nonzeros": 1, "weight_bits": weight_bits(graph, site)})
+    bits, steps = weight_bits(graph, site), site.macs_per_weight()
+    each = one_hot(keys, {"nonzeros": 1, "weight_bits": bits, "sparse_macs": steps})
     counts = nonzero_counts(weight, sides)
     if counts is None and not any(side.line is not None for side in sides):
         dense = int((weight != 0).sum())

@@ -31,7 +31,9 @@ def totals(proto, hardware=HARDWARE):
 
 def expected(shape, hardware=EYERISS, counts=None):
     energy = layer_energy(shape, hardware, counts)
-    return {key: getattr(energy, key) for key in ENERGY} | {"macs": shape.macs}
+    kept = shape.weights if counts is None else int(counts.sum())
+    macs = {"macs": shape.macs, "sparse_macs": shape.macs * kept // shape.weights}
+    return {key: getattr(energy, key) for key in ENERGY} | macs
 
 
 @pytest.mark.parametrize("variant", ["dense", "w50"])
@@ -45,6 +47,8 @@ def test_lenet5_oracle(variant):
     assert found["activations"] == sums["X"]
     assert found["relaxed"] == {"dense": 17107544, "w50": 9856244}[variant]
     assert found["positions"] == 0
+    assert found["macs"] == 416520
+    assert found["sparse_macs"] == {"dense": 416520, "w50": 416520 // 2}[variant]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_hand_computed_matrix_product_on_tokens():
     assert found["weights"] == 200 * 7 + 6 * 7 + 3 * 7
     assert found["compute"] == found["compute_relaxed"] == 3 * 3 * 7
     assert found["activations"] == 200 * (12 + 15) + 6 * 12 + 5 * 12
-    assert found["macs"] == 3 * 20
+    assert (found["macs"], found["sparse_macs"]) == (3 * 20, 3 * 7)
 
 
 def test_index_bits_charge_a_position_per_nonzero():

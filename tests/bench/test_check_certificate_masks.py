@@ -159,7 +159,8 @@ def test_agrees_with_the_compilers_model(op, case):
     proto = masked(op, weight, mask, ("n", c_in, *case["size"]), **attributes)
     energy = layer_energy(shape, hardware, counts.reshape(c_in, *case["kernel"]), mask != 0)
     assert totals(proto, hardware.to_dict()) == {k: getattr(energy, k) for k in ENERGY} | {
-        "macs": shape.macs
+        "macs": shape.macs,
+        "sparse_macs": shape.macs * np.count_nonzero(weight) // weight.size,
     }
 
 
@@ -191,7 +192,7 @@ def test_exact_multiplications_by_brute_force(seed, stride, pad, groups):
     moved = 200 * (np.count_nonzero(mask) + outputs) + (6 + 4 // groups) * unfolded
     assert found["activations"] == moved
     unmasked = totals(build.layer("Conv", weight, ("n", 4, 6, 5), **attributes))
-    for part in ("weights", "compute_relaxed", "macs", "positions"):
+    for part in ("weights", "compute_relaxed", "macs", "sparse_macs", "positions"):
         assert found[part] == unmasked[part]
 
 

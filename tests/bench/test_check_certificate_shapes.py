@@ -138,7 +138,9 @@ def half_readable(tmp_path):
         "limits": [
             {"limit": key, "asked": "", "maximum": reached, "base": base, "reached": reached}
             | {"holds": True, "kind": "exact"}
-            for key, base, reached in (("energy", 10**9, 10**8), ("nonzeros", 192, 186))
+            for key, base, reached in (
+                ("energy", 10**9, 10**8), ("nonzeros", 192, 186), ("sparse_macs", 10**6, 10**5)
+            )
         ],
         "totals": {"macs": 1, "weights": 192, "nonzeros": 186, "energy": dict.fromkeys(
             ("weights", "compute", "compute_relaxed", "activations", "positions", "exact",
@@ -162,7 +164,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_checked(half_readable, cap
     output = capsys.readouterr()
     assert "node second" in output.err
     unchecked = [x[:36].strip() for x in output.out.splitlines() if "not checked" in x]
-    assert unchecked[:2] == ["macs", "energy"]
+    assert unchecked[:3] == ["macs", "energy", "sparse_macs"]
     assert unchecked[-1] == "node second"
     checked = [line for line in output.out.splitlines() if line.rstrip().endswith("yes")]
     assert any("layer second, nonzeros" in line for line in checked)

@@ -62,6 +62,8 @@ def test_shares_are_exact() -> None:
         ("nonzeros<=1 weight", "weight", 1),
         ("params<=7", "param", 7),
         ("macs<=1.5G", "MAC", 1_500_000_000),
+        ("sparse_macs<=5M", "MAC", 5_000_000),
+        ("sparse_macs<=2.5 kMACs", "MAC", 2500),
         ("latency<=3 ms", "s", 0.003),
         ("latency<=500us", "s", 0.0005),
     ],
@@ -87,6 +89,14 @@ def test_sparsity_is_a_limit_on_nonzeros() -> None:
     ):
         assert budget == Budget(nonzeros="10%")
     assert only(Budget(sparsity=0.9)).resolve(61_470) == 6147
+
+
+def test_macs_and_sparse_macs_are_two_limits() -> None:
+    budget = Budget.parse("latency<=1 ms, sparse_macs<=10%, macs<=50%")
+    assert [limit.key for limit in budget] == ["macs", "sparse_macs", "latency"]
+    assert str(budget) == "macs<=50%, sparse_macs<=10%, latency<=1 ms"
+    assert budget.get("sparse_macs") == only(Budget(sparse_macs=0.1))
+    assert only(Budget(sparse_macs="10%")).resolve(416_529) == 41_652
 
 
 def test_latency_may_be_relative() -> None:
@@ -167,6 +177,10 @@ def test_flops_are_converted_in_the_error(quantity, converted: str) -> None:
         ("nonzeros<=25%, sparsity>=90%", "two limits on nonzeros"),
         ({"enrgy": 0.5}, "unknown key 'enrgy'. Did you mean energy.*Known keys: energy, size"),
         ({3: 0.5}, "unknown key '3'"),
+        ("sparse_mac<=10%", "Did you mean sparse_macs"),
+        ("sparse_macs>=10%", r'wrong direction. Write "sparse_macs<=10%"'),
+        ("sparse_macs<=10% x 3 bit", "a share at 3 bits"),
+        ("sparse_macs<=5 MB", "unknown unit 'MB'"),
         ({"energy": 1.5}, "energy: 1.5 is a share above 1"),
         ("energy<=150%", "1.5 is a share above 1"),
         ({"energy": 0}, "energy: a limit of 0 leaves nothing"),

@@ -59,7 +59,7 @@ def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method
                 assert site.price(costs.hardware).marginal(costs[site.name].nonzeros) > room
 
 
-@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits"])
+@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits", "sparse_macs"])
 @pytest.mark.parametrize(
     "method",
     [
@@ -152,7 +152,7 @@ def test_the_hardware_decides_what_energy_is(tmp_path):
     assert rows[1] == rows[2]
 
 
-@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits"])
+@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits", "sparse_macs"])
 @pytest.mark.parametrize("method", ["energy", "magnitude", transform.Magnitude(scope="layer")])
 def test_the_tightest_value_of_an_infeasible_budget_can_be_reached(key, method):
     with pytest.raises(transform.InfeasibleBudget) as caught:
@@ -208,7 +208,8 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
         compress({key: 0.5} | extra, method=method)
     message = str(caught.value)
     assert repr(key) in message
-    served = "Limits that are served: archive, energy, macs, nonzeros, params, size, weight_bits"
+    served = "Limits that are served: archive, energy, macs, nonzeros, params, size, sparse_macs, "
+    served += "weight_bits"
     others = "bn_gamma, l1, l2, quantize, random, taylor" if key == "size" else STRUCTURED
     assert (served if key in NOBODY else f"These do: {others}") in message
 

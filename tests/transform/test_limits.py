@@ -32,13 +32,16 @@ def test_counts_of_a_thinned_model():
     assert reached_value("weight_bits", subject).number == 32 * (weights - zeros)
     assert reached_value("params", subject).number == weights + 6 + 5 + 12
     assert reached_value("macs", subject).number == 6 * 2 * 9 * 64 + 5 * 384
+    head, conv = 5 * 384 - 384, 6 * 2 * 9 - 1
+    assert reached_value("sparse_macs", subject).number == 64 * conv + head
+    assert base_value("sparse_macs", subject) == base_value("macs", subject)
     assert base_value("energy", subject).number > reached_value("energy", subject).number
     assert {reached_value(key, subject).kind for key in ("energy", "params", "macs")} == {"exact"}
 
 
 def test_a_dense_model_reaches_its_base():
     subject = subject_of(*made(SmallConv))
-    for key in ("energy", "nonzeros", "weight_bits", "params", "macs", "ram"):
+    for key in ("energy", "nonzeros", "weight_bits", "params", "macs", "sparse_macs", "ram"):
         assert reached_value(key, subject) == base_value(key, subject)
 
 
@@ -47,6 +50,7 @@ def test_a_tied_weight_counts_once_as_a_parameter_and_twice_in_macs():
     assert reached_value("params", subject).number == 64 + 8 + 8 + 24 + 3
     assert reached_value("nonzeros", subject).number == 64 + 24
     assert reached_value("macs", subject).number == 2 * 64 + 24
+    assert reached_value("sparse_macs", subject).number == 2 * 64 + 24
 
 
 def test_ram_is_the_peak_of_live_activations_for_one_sample():

@@ -63,6 +63,7 @@ def limits_of(graph: ModelGraph, budget: str) -> tuple[ResolvedLimit, ...]:
         "energy": costs.total.dense,
         "nonzeros": sum(row.weights for row in rows),
         "weight_bits": sum(int(row.weights * row.bits) for row in rows),
+        "sparse_macs": costs.total.macs,
     }
     return tuple(
         ResolvedLimit(limit, bases[limit.key], limit.resolve(bases[limit.key]))
@@ -78,6 +79,7 @@ def values_of(graph: ModelGraph) -> dict[str, int]:
         "energy": costs.total.energy.relaxed,
         "nonzeros": sum(row.nonzeros for row in rows),
         "weight_bits": sum(int(row.nonzeros * row.bits) for row in rows),
+        "sparse_macs": sum(row.macs * row.nonzeros // row.weights for row in costs),
     }
 
 

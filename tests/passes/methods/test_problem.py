@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from passes.methods.problem import build_problem
 
-UNITS = {"energy": " MAC", "nonzeros": " weights", "weight_bits": " bits"}
+UNITS = {"energy": " MAC", "nonzeros": " weights", "weight_bits": " bits", "sparse_macs": " MAC"}
 
 
 def problem(graph, budget, least=0, density=0.0):
@@ -18,20 +18,26 @@ def problem(graph, budget, least=0, density=0.0):
 
 
 def test_prices_and_floor_of_lenet():
-    built = problem(lenet_graph(), "energy<=50%, nonzeros<=40%, weight_bits<=30%")
+    budget = "energy<=50%, nonzeros<=40%, weight_bits<=30%, sparse_macs<=20%"
+    built = problem(lenet_graph(), budget)
     assert [site.name for site in built.sites] == ["0", "3", "7", "9", "11"]
     position = {limit.key: index for index, limit in enumerate(built.limits)}
     energy, bits = position["energy"], position["weight_bits"]
     assert [x.charges_at(0)[energy] for x in built.ladders] == [3732, 654, 210, 210, 210]
     assert {x.charges_at(0)[bits] for x in built.ladders} == {64}
     assert {x.charges_at(0)[position["nonzeros"]] for x in built.ladders} == {1}
+    positions = [x.charges_at(0)[position["sparse_macs"]] for x in built.ladders]
+    assert positions == [28 * 28, 10 * 10, 1, 1, 1]
     assert built.fixed[energy] == 2604944
     assert sum(built.fixed) == built.fixed[energy]
 
 
 def test_the_first_weights_use_what_they_are_charged():
     graph = lenet_graph()
-    built = problem(graph, "energy<=100%, nonzeros<=100%, weight_bits<=100%")
+    with torch.no_grad():
+        graph.module[3].weight[:, 1] = 0.0
+    budget = "energy<=100%, nonzeros<=100%, weight_bits<=100%, sparse_macs<=100%"
+    built = problem(graph, budget)
     now = values_of(graph)
     assert dict(zip([x.key for x in built.limits], built.used(), strict=True)) == now
     assert built.capacities == tuple(
@@ -66,6 +72,10 @@ def test_computed_weights_are_fixed():
     computed, own = costs_of(graph).rows
     assert [site.name for site in built.sites] == ["1"]
     assert built.fixed == (computed.energy.relaxed + own.floor,)
+    assert problem(graph, "sparse_macs<=90%").fixed == (8 * 4,)
+    with pytest.raises(InfeasibleBudget, match=r"they alone are 66.67 %, 100 % of that") as caught:
+        problem(graph, "sparse_macs<=10%")
+    assert (caught.value.tightest, caught.value.binding_layer) == (8 * 4, "0")
 
 
 def test_a_model_whose_weights_are_all_computed_is_refused():
@@ -85,7 +95,7 @@ def test_weights_that_are_not_finite_name_their_layer(bad):
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.3])
-@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits"])
+@pytest.mark.parametrize("key", UNITS)
 def test_the_tightest_value_can_be_reached_and_less_cannot(key, density):
     graph = lenet_graph()
     with pytest.raises(InfeasibleBudget, match="is the least that can be reached") as caught:

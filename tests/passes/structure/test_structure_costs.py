@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slicing import random_state, randomize, shrunk, traced
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from energy_model.errors import ArgumentError, PreconditionError, UnsupportedBudget
 from energy_model.hardware import Hardware
@@ -32,7 +33,7 @@ torchvision = pytest.importorskip("torchvision")
 HARDWARE = Hardware(
     "small", array_rows=3, array_columns=2, input_cache_bytes=96, weight_cache_bytes=32
 )
-COUNTED = ("energy", "weight_bits", "nonzeros", "params", "macs")
+COUNTED = ("energy", "weight_bits", "nonzeros", "params", "macs", "sparse_macs")
 NETS = {
     "residual": nets.Residual,
     "concat": nets.Concat,
@@ -86,6 +87,7 @@ def really(graph, groups, state, hardware=HARDWARE):
         "nonzeros": table.total.nonzeros,
         "params": sum(p.numel() for p in small.module.parameters()),
         "macs": table.total.macs,
+        "sparse_macs": sum(row.nonzeros * (row.macs // row.weights) for row in table),
     }
 
 
@@ -105,7 +107,7 @@ def test_the_full_state_costs_what_the_model_costs(known, name):
     table = cost_table(graph, HARDWARE)
     found = costs.values(full_state(groups))
     assert found["energy"] == table.total.energy.relaxed
-    assert found["macs"] == table.total.macs
+    assert found["macs"] == found["sparse_macs"] == table.total.macs
     assert found["params"] == sum(p.numel() for p in graph.module.parameters())
     for key in COUNTED:
         assert sum(costs.by_layer(key, full_state(groups)).values()) == found[key]
@@ -201,6 +203,26 @@ def test_a_layer_that_is_used_at_two_sizes():
         assert costs.values(state) == really(graph, groups, state)
 
 
+def test_a_computed_weight_costs_the_same_in_every_state():
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = weight_norm(nn.Conv2d(3, 4, 3))
+            self.second, self.head = nn.Conv2d(4, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.second(self.first(x))).mean((2, 3)))
+
+    graph, groups = traced(randomize(Computed().double()), nets.image())
+    keys = ("energy", "macs", "sparse_macs")
+    costs = StructureCosts(graph, groups, HARDWARE, keys)
+    state = random_state(groups, 0)
+    expected = really(graph, groups, state)
+    assert costs.values(state) == {key: expected[key] for key in keys}
+    [computed] = [site for site in graph.sites if site.computed]
+    assert costs.by_layer("sparse_macs", state)[computed.name] == computed.macs() > 0
+
+
 def test_inputs_and_outputs_of_square_matrices():
     class Square(nn.Module):
         def __init__(self):
@@ -255,7 +277,7 @@ def test_fewer_units_never_cost_more(known, data):
     larger[group.name][data.draw(st.integers(0, group.units - 1))] = True
     small, large = costs.values(state), costs.values(larger)
     # The energy is not among them: rows of fewer channels may pack worse into the input cache.
-    for key in ("weight_bits", "nonzeros", "params", "macs"):
+    for key in ("weight_bits", "nonzeros", "params", "macs", "sparse_macs"):
         assert small[key] <= large[key]
 
 
@@ -309,6 +331,7 @@ def test_a_hundred_states_of_a_torchvision_model(seeds):
 def test_positions_that_may_follow_a_width_are_not_counted():
     graph, groups = traced(nets.Mixer(), nets.image())
     assert [group.name for group in groups.free] == ["embed"]
+    assert list(StructureCosts(graph, groups, HARDWARE, ("sparse_macs",)).uncounted) == ["embed"]
     costs = StructureCosts(graph, groups, HARDWARE, ("macs", "params"))
     assert list(costs.uncounted) == ["embed"]
     with pytest.raises(PreconditionError, match="positions of 'mix' may follow its width"):
