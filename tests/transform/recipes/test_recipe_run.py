@@ -45,6 +45,19 @@ HEAVY = {
     "lenet5-mnist-joint-1975x",
     "resnet20-cifar10-archive",
     "resnet20-cifar10-archive-pruned",
+    "resnet50-imagenet-rewiring-dense",
+    "resnet50-imagenet-rewiring-pruned",
+    "resnet50-imagenet-rewiring-s80",
+    "resnet50-imagenet-rewiring-s90",
+    "resnet50-imagenet-rewiring-shortcuts",
+    "wrn16-1-cifar10-dense",
+    "wrn28-2-cifar10-rewiring-dense",
+    "wrn28-2-cifar10-rewiring-pruned",
+    "wrn28-2-cifar10-rewiring-s50",
+    "wrn28-2-cifar10-rewiring-s60",
+    "wrn28-2-cifar10-rewiring-s70",
+    "wrn28-2-cifar10-rewiring-s80",
+    "wrn28-2-cifar10-rewiring-s90",
 }
 
 
