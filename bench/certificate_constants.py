@@ -81,7 +81,9 @@ class Constants:
         inputs = [self._decoded(item, seen) if item else None for item in node.input]
         try:
             call = DECODERS[node.op_type]
-            array = np.asarray(call([x and x.array for x in inputs], attributes_of(node)))
+            found = call([x and x.array for x in inputs], attributes_of(node))
+            several = isinstance(found, tuple)
+            array = np.asarray(found[list(node.output).index(name)] if several else found)
         except (ValueError, IndexError, TypeError, LookupError) as error:
             raise UnreadableError(f"{name!r} cannot be decoded ({error!s:.100})") from error
         origin = _origin(node.op_type, inputs)
@@ -119,6 +121,8 @@ def _origin(kind: str, inputs: Sequence[Value | None]) -> Value | None:
         return max(known, key=lambda x: x.array.size)
     if kind in ("ScatterElements", "ScatterND"):
         return known[2]
+    if kind == "Where":
+        return known[1]
     places = "Cast DequantizeLinear Gather Identity Reshape Slice Squeeze Transpose Unsqueeze"
     return known[0] if kind in places.split() else None
 
@@ -193,6 +197,24 @@ def _filled(x: Sequence[Any], found: dict[str, Any]) -> Array:
     return np.broadcast_to(value.reshape(()), [int(size) for size in x[0]])
 
 
+def _counted(x: Sequence[Any], _: dict[str, Any]) -> Array:
+    first, end, step = (int(each.reshape(())) for each in x)
+    return np.arange(first, end, step, dtype=x[0].dtype)
+
+
+def _least(x: Sequence[Any], found: dict[str, Any]) -> Any:
+    if len(x) > 1 or found.get("keepdims", 1):
+        raise ValueError("a minimum along single axes")
+    return x[0].min()
+
+
+def _smallest(x: Sequence[Any], found: dict[str, Any]) -> tuple[Array, Array]:
+    if found.get("largest", 1) or x[0].ndim != 1:
+        raise ValueError("the largest of several")
+    order = np.argsort(x[0], kind="stable")[: int(x[1].reshape(()))]
+    return x[0][order], order
+
+
 def _given(x: Sequence[Any], found: dict[str, Any]) -> Array:
     [(name, value)] = found.items()
     if name == "value":
@@ -211,22 +233,30 @@ DECODERS: dict[str, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
     "Add": lambda x, _: x[0] + x[1],
     "BitShift": lambda x, f: x[0] << x[1] if f["direction"] == b"LEFT" else x[0] >> x[1],
     "BitwiseAnd": lambda x, _: x[0] & x[1],
+    "BitwiseXor": lambda x, _: x[0] ^ x[1],
     "Cast": _cast,
     "Concat": lambda x, f: np.concatenate(x, axis=f["axis"]),
     "Constant": _given,
     "ConstantOfShape": _filled,
     "CumSum": _summed,
     "DequantizeLinear": _dequantized,
+    "Equal": lambda x, _: x[0] == x[1],
     "Expand": lambda x, _: np.broadcast_to(x[0], np.broadcast_shapes(x[0].shape, tuple(x[1]))),
     "Gather": lambda x, f: x[0].take(x[1], axis=f.get("axis", 0)),
     "Identity": lambda x, _: x[0],
+    "Mod": lambda x, f: np.fmod(x[0], x[1]) if f.get("fmod") else x[0] % x[1],
     "Mul": lambda x, _: x[0] * x[1],
+    "Neg": lambda x, _: -x[0],
+    "Range": _counted,
+    "ReduceMin": _least,
     "Reshape": _shaped,
     "ScatterElements": lambda x, f: _scattered(x, f, along=True),
     "ScatterND": lambda x, f: _scattered(x, f, along=False),
     "Slice": _part,
     "Squeeze": lambda x, _: np.squeeze(x[0], tuple(x[1]) if len(x) > 1 else None),
     "Sub": lambda x, _: x[0] - x[1],
+    "TopK": _smallest,
     "Transpose": lambda x, f: x[0].transpose(f.get("perm")),
     "Unsqueeze": lambda x, _: np.expand_dims(x[0], tuple(x[1])),
+    "Where": lambda x, _: np.where(x[0], x[1], x[2]),
 }

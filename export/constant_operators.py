@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
-Operator = Callable[[Sequence[Any], Attributes], Array]
+Operator = Callable[[Sequence[Any], Attributes], Array | tuple[Array, ...]]
 
 
 def is_integer(array: Array) -> bool:
@@ -147,6 +147,27 @@ def _cast(inputs: Sequence[Any], attributes: Attributes) -> Array:
     return np.asarray(inputs[0].astype(target))
 
 
+def _range(inputs: Sequence[Any], _: Attributes) -> Array:
+    start, stop, step = (item.reshape(()) for item in inputs)
+    return np.arange(start, stop, step, dtype=start.dtype)
+
+
+def _least(inputs: Sequence[Any], attributes: Attributes) -> Array:
+    axes = tuple(inputs[1].tolist()) if len(inputs) > 1 else None
+    return np.asarray(inputs[0].min(axis=axes, keepdims=bool(attributes.get("keepdims", 1))))
+
+
+def _top_k(inputs: Sequence[Any], attributes: Attributes) -> tuple[Array, Array]:
+    """Both outputs: the values and their places, equal ones in the order of their places."""
+    data, axis, largest = inputs[0], attributes.get("axis", -1), attributes.get("largest", 1)
+    back = np.flip(data, axis) if largest else data
+    order = np.argsort(back, axis=axis, kind="stable")
+    if largest:
+        order = data.shape[axis] - 1 - np.flip(order, axis)
+    order = order.take(np.arange(int(inputs[1].reshape(()))), axis=axis)
+    return np.take_along_axis(data, order, axis), order.astype(np.int64)
+
+
 def _divide(inputs: Sequence[Any], _: Attributes) -> Array:
     left, right = inputs
     if is_integer(left):  # ONNX rounds towards zero
@@ -158,24 +179,31 @@ OPERATORS: dict[str, Operator] = {
     "Add": lambda x, a: np.add(*x),
     "BitShift": _shifted,
     "BitwiseAnd": lambda x, a: np.bitwise_and(*x),
+    "BitwiseXor": lambda x, a: np.bitwise_xor(*x),
     "Cast": _cast,
     "Concat": lambda x, a: np.concatenate(x, axis=a["axis"]),
     "ConstantOfShape": _filled,
     "CumSum": _cumulative,
     "DequantizeLinear": _dequantize,
     "Div": _divide,
+    "Equal": lambda x, a: np.equal(*x),
     "Expand": lambda x, a: np.broadcast_to(x[0], np.broadcast_shapes(x[0].shape, x[1].tolist())),
     "Gather": lambda x, a: np.take(x[0], x[1], axis=a.get("axis", 0)),
     "Identity": lambda x, a: x[0],
+    "Mod": lambda x, a: (np.fmod if a.get("fmod") else np.mod)(*x),
     "Mul": lambda x, a: np.multiply(*x),
     "Neg": lambda x, a: np.negative(x[0]),
+    "Range": _range,
+    "ReduceMin": _least,
     "Reshape": _reshape,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": lambda x, a: np.subtract(*x),
+    "TopK": _top_k,
     "Transpose": lambda x, a: x[0].transpose(a.get("perm")),
     "Unsqueeze": lambda x, a: np.expand_dims(x[0], tuple(x[1].tolist())),
+    "Where": lambda x, a: np.where(*x),
 }
-"""By type: from the inputs, `None` where left out, and the attributes to the first output."""
+"""By type: from the inputs, `None` where left out, and the attributes to the output, or to all."""

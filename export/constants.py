@@ -32,6 +32,7 @@ _CARRIED = {
     **dict.fromkeys(("Cast", "DequantizeLinear", "Expand", "Identity", "Neg", "Reshape"), 0),
     **dict.fromkeys(("Gather", "Slice", "Squeeze", "Transpose", "Unsqueeze"), 0),
     **dict.fromkeys(("ScatterElements", "ScatterND"), 2),
+    "Where": 1,
 }
 
 
@@ -121,7 +122,7 @@ class Constants:
 
     def _evaluate(self, name: str, seen: dict[str, Constant]) -> Constant:
         if name not in seen:
-            seen[name] = self._stored(name) or self._computed(self.producers[name], seen)
+            seen[name] = self._stored(name) or self._computed(name, self.producers[name], seen)
         return seen[name]
 
     def _stored(self, name: str) -> Constant | None:
@@ -134,13 +135,15 @@ class Constants:
         bits = type_bits(self.stored[name].data_type)
         return Constant.plain(numpy_helper.to_array(self.stored[name]), bits)
 
-    def _computed(self, node: onnx.NodeProto, seen: dict[str, Constant]) -> Constant:
+    def _computed(self, name: str, node: onnx.NodeProto, seen: dict[str, Constant]) -> Constant:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "Constant":
             return Constant.plain(constant_value(attributes))
-        inputs = [self._evaluate(name, seen) if name else None for name in node.input]
+        inputs = [self._evaluate(item, seen) if item else None for item in node.input]
         arrays = [None if item is None else item.values for item in inputs]
         values = OPERATORS[node.op_type](arrays, attributes)
+        if isinstance(values, tuple):
+            values = values[list(node.output).index(name)]
         carrier = _carrier(node.op_type, inputs)
         if carrier is None:
             return Constant.plain(values)

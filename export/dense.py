@@ -20,6 +20,7 @@ from export.markers import bypassed, marked
 from export.onnx_file import at_batch, float_model
 from export.parity import Parity, check_parity
 from export.recount import Recount, recount_costs, sha256
+from export.tied_weights import lookup_notes
 from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph
 from passes.inputs import Call
@@ -137,7 +138,8 @@ def write_form(
     model = fold_slices(float_model(marked(bypassed(frozen.module))[0], graph.call))
     if rewrite is not None:
         rewrite(model)
-    notes = (_FLOAT_NOTE.format(left_out),) if left_out else ()
+    rounded = [_FLOAT_NOTE.format(left_out)] if left_out else []
+    notes = (*rounded, *lookup_notes(frozen.module))
 
     def check(draft: Path, call: Call) -> Checked:
         module = bypassed(graph.runnable)

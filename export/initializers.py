@@ -197,12 +197,14 @@ def _multiplied(model: onnx.ModelProto) -> set[str]:
 def _of_computed(
     sites: tuple[Site, ...], found: Mapping[str, Stored], arrays: Mapping[str, Array]
 ) -> dict[str, Stored]:
-    """Weights that are computed in forward are constants in the file; known by their size alone."""
+    """Weights that are computed in forward are constants in the file; known by name or size."""
     taken = {stored.name for stored in found.values()}
     free = {name: array for name, array in arrays.items() if name not in taken}
     result: dict[str, Stored] = {}
-    for site in sites:
-        name = next((n for n, a in free.items() if a.size == site.size and site.computed), None)
+    for site in sites if any(site.computed for site in sites) else ():
+        names = (site.name, f"{site.name}.weight", *free)
+        fits = (n for n in names if n in free and free[n].size == site.size and site.computed)
+        name = next(fits, None)
         if name is not None:
             result[site.name] = Stored(name, free.pop(name), same_layout=False)
     return result

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from energy_model.errors import ExportError
+from export.tied_weights import marked_lookups, write_lookups
 from passes.inputs import Call
 
 OPSET = 21
@@ -37,7 +38,7 @@ def float_model(module: nn.Module, call: Call, opset: int = OPSET) -> onnx.Model
     """
     example = at_batch(call, max(2, call.batch_size or 2))
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), marked_lookups(module) as lookups:
             # A dict in the last place would be taken for keyword arguments.
             last_is_dict = bool(example.args) and isinstance(example.args[-1], dict)
             program = torch.onnx.export(
@@ -61,6 +62,7 @@ def float_model(module: nn.Module, call: Call, opset: int = OPSET) -> onnx.Model
         raise ExportError("torch.onnx.export returned nothing", where=type(module).__name__)
     model: onnx.ModelProto = program.model_proto
     strip_metadata(model)
+    write_lookups(model, lookups)
     return model
 
 

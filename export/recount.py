@@ -86,12 +86,25 @@ def _row(
     counted = replace(site, uses=tuple(uses))
     row = replace(row, charged=charged_bits(widths.weights, hardware), widths=widths)
     if site.computed:
-        # What it computes is not in the model; every weight counts.
-        energy = counted.energy(hardware, torch.empty(site.size, device="meta"))
-        return replace(row, energy=energy, floor=energy.activations)
+        # What it computes is not in the model: only a weight as it is read tells its zeros.
+        weight = torch.empty(site.size, device="meta")
+        if all(_is_read_as(stored, use) for use in site.uses):
+            weight = torch.from_numpy(np.ascontiguousarray(stored.values != 0))
+        energy = counted.energy(hardware, weight)
+        nonzeros = int(np.count_nonzero(stored.values))
+        return replace(row, nonzeros=nonzeros, energy=energy, floor=energy.activations)
     nonzeros = int(np.count_nonzero(stored.values))
     energy = counted.energy(hardware, _counted_weight(graph, site, stored))
     return replace(row, nonzeros=nonzeros, bits=bits, energy=energy, floor=energy.activations)
+
+
+def _is_read_as(stored: Stored, use: Use) -> bool:
+    """Whether a weight's elements are known to lie as a use reads them."""
+    shape = use.shape
+    rows = (shape.out_per_group * shape.groups, shape.in_channels // shape.groups)
+    if shape.transposed:
+        rows = (shape.in_channels, shape.out_per_group)
+    return shape.is_linear or stored.values.shape == (*rows, *shape.kernel)
 
 
 def _grid_bits(claimed: int, site: Site, stored: Stored) -> int:

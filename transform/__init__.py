@@ -59,6 +59,7 @@ from passes.methods.structured_config import (  # noqa: E402
     RandomChannels,
     TaylorChannels,
 )
+from passes.methods.tied.config import TiedWeights  # noqa: E402
 from transform.analyze import analyze  # noqa: E402
 from transform.certificate import Certificate  # noqa: E402
 from transform.compress import compress  # noqa: E402
@@ -109,6 +110,7 @@ __all__ = [
     "StorageError",
     "Structure",
     "TaylorChannels",
+    "TiedWeights",
     "TraceError",
     "TrainConfig",
     "TrainingError",

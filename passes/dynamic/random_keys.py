@@ -15,9 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # constants as signed 64-bit numbers, which torch has
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # constants as signed 64-bit numbers, which torch has
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _WORD = 1 << 32
 
 
@@ -46,10 +46,10 @@ def keys_at(key: int, counters: Tensor) -> Tensor:
     Returns:
         int64 tensor of that shape, uniform over all 2^64 values; equal only where the counters are.
     """
-    state = (counters + 1) * _GAMMA  # int64 wraps around, as the hash wants it
+    state = (counters + 1) * GAMMA  # int64 wraps around, as the hash wants it
     state += (key + (1 << 63)) % (1 << 64) - (1 << 63)
-    state = (state ^ _shifted(state, 30)) * _MIX_1
-    state = (state ^ _shifted(state, 27)) * _MIX_2
+    state = (state ^ _shifted(state, 30)) * MIX_1
+    state = (state ^ _shifted(state, 27)) * MIX_2
     return state ^ _shifted(state, 31)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ class TiedBank(Removable):
         ArgumentError: The bank is larger than the weight, or an argument is not allowed.
     """
 
+    # What follows from the key is stored nowhere.
+    regenerated: ClassVar[frozenset[str]] = frozenset({"index", "sign"})
+
     index: Tensor
     sign: Tensor | None
 
@@ -67,6 +70,8 @@ class TiedBank(Removable):
                 remedy="Deal 'balanced' or 'hashed', over one or more leading dimensions.",
             )
         self.shape, self.buckets, self.entry = tuple(shape), buckets, tuple(shape[leading:])
+        self.key, self.sign_key, self.leading = key, sign_key, leading
+        self.dealing: Dealing = dealing
         self.is_full = False
         cells = math.prod(shape[:leading])
         deal = balanced_index if dealing == "balanced" else hashed_index
@@ -89,9 +94,11 @@ class TiedBank(Removable):
         """The weight, of the bank's type."""
         if self.is_full:
             return bank
+        if self.index.device != bank.device:  # nothing moves what is not stored
+            self.to(bank.device)
         rows = bank.index_select(0, self.index)
         if self.sign is not None:
-            rows = rows * self._spread(self.sign).to(bank.dtype)
+            rows = rows * self._spread(self.sign)  # of the bank's type: signs are integers
         return rows.reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -109,6 +116,11 @@ class TiedBank(Removable):
 
     def _spread(self, cells: Tensor) -> Tensor:
         return cells.reshape(-1, *(1 for _ in self.entry))
+
+    def to_config(self) -> dict[str, Any]:
+        """Arguments that make a bank with the same index."""
+        names = ("shape", "buckets", "key", "dealing", "sign_key", "leading")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         """Sizes of the weight and the bank."""

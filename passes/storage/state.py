@@ -74,7 +74,8 @@ class TensorRecord:
 def graph_state(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     """Every tensor that a stored graph needs, one entry for each distinct storage.
 
-    Parameters, buffers (persistent or not) and constants that the graph reads. The tensors are
+    Parameters, buffers (persistent or not) and constants that the graph reads, but no buffers that
+    their module makes again: those that its class names in `regenerated`. The tensors are
     detached and contiguous; they share memory with the model where they can.
 
     Args:
@@ -122,8 +123,9 @@ def _tensors(graph_module: fx.GraphModule) -> Iterator[tuple[str, str, Tensor]]:
         seen.add(path)
         yield path, "parameter", parameter
     for path, buffer in graph_module.named_buffers(remove_duplicate=False):
-        seen.add(path)
-        yield path, "buffer", buffer
+        if not _is_regenerated(graph_module, path):
+            seen.add(path)
+            yield path, "buffer", buffer
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and node.target not in seen:
             seen.add(node.target)
@@ -141,6 +143,11 @@ def _plain_tensor(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
         where=path,
         remedy="Register it as a buffer, or keep it inside a module of its own.",
     )
+
+
+def _is_regenerated(root: nn.Module, path: str) -> bool:
+    owner, name = _owner(root, path)
+    return name in getattr(type(owner), "regenerated", ())
 
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -252,6 +259,6 @@ def _check_complete(root: nn.Module, placed: set[str]) -> None:
         *root.named_parameters(remove_duplicate=False),
         *root.named_buffers(remove_duplicate=False),
     ]
-    missing = sorted({path for path, _ in named} - placed)
+    missing = sorted({path for path, _ in named if not _is_regenerated(root, path)} - placed)
     if missing:
         raise damaged(f"no record of {len(missing)} tensors of the model", missing[0])

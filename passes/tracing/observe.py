@@ -34,6 +34,7 @@ class Product:
         weight: The weight operand; when that is a rearranged copy of a parameter, the parameter.
         module: Path of the innermost module that was running.
         inputs: Inputs that a constant mask leaves; `None` is all of them.
+        source: Of a weight that is computed from one parameter alone, that parameter.
     """
 
     shape: LayerShape
@@ -41,6 +42,7 @@ class Product:
     weight: Tensor
     module: str
     inputs: InputSupport | None = None
+    source: Tensor | None = None
 
 
 @dataclass
@@ -59,10 +61,12 @@ class _Derived:
     Attributes:
         tensor: Kept alive, so that its storage is not given to another tensor.
         origin: The parameter of which it is a rearranged copy; `None` when values changed.
+        source: The one parameter that it was computed from; `None` for several.
     """
 
     tensor: Tensor
     origin: Tensor | None
+    source: Tensor | None
 
 
 @dataclass
@@ -154,7 +158,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 origin = None
                 if name in _COPIES and len(inputs) == 1 and inputs[0].numel() == tensor.numel():
                     origin = self.origin(inputs[0])
-                self.derived[_storage(tensor)] = _Derived(tensor, origin)
+                self.derived[_storage(tensor)] = _Derived(tensor, origin, self.source(inputs))
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the tensor is a buffer of the model."""
@@ -177,6 +181,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = parameter is not None and parameter.numel() == tensor.numel()
         return parameter if whole else None
 
+    def source(self, tensors: Iterable[Tensor]) -> Tensor | None:
+        """The one parameter that some weights were computed from; `None` for several."""
+        keys = {_storage(t) for t in tensors if self.is_weight(t)}
+        known = [self.derived[k].source if k in self.derived else self.parameters[k] for k in keys]
+        return known[0] if known and all(found is known[0] for found in known) else None
+
     def support(self, x: Tensor) -> InputSupport | None:
         """The inputs that a mask on `x` leaves; `None` when all of them are used."""
         masked = self.masked.get(_storage(x))
@@ -189,12 +199,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, shape: LayerShape, weight: Tensor, count: int = 1, x: Tensor | None = None
     ) -> None:
         """Record one product; `x` is the activation if a mask on it counts."""
-        known = weight
+        known, source = weight, None
         if not self.is_parameter(weight):
-            origin = self.origin(weight)
+            origin, source = self.origin(weight), self.source([weight])
             known = weight if origin is None else origin
         inputs = None if x is None else self.support(x)
-        self.products.append(Product(shape, count, known, self.stack[-1], inputs))
+        self.products.append(Product(shape, count, known, self.stack[-1], inputs, source))
 
 
 def _pad(watcher: _Watcher, args: tuple[Any, ...], output: Tensor) -> None:

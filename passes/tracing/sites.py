@@ -105,13 +105,24 @@ class _Builder:
         return self.drafts[key]
 
     def _computed(self, product: Product) -> _Draft:
-        key = ("computed", product.module, tuple(product.weight.shape))
+        source = None if product.module else self._source(product)
+        owner = product.module if source is None else id(source.tensor)
+        key = ("computed", owner, tuple(product.weight.shape))
         if key not in self.drafts:
-            note = "weight is computed in forward; not compressible"
-            size = product.weight.numel()
+            note, size = "weight is computed in forward; not compressible", product.weight.numel()
             name = product.module or "(computed weight)"
+            if source is not None:
+                name = _layer_name(source.owners[0][0] or source.path)
+                note = f"weight is computed in forward from {source.tensor.numel():,} parameters"
             self.drafts[key] = _Draft(name, (), 0, size, {}, [note], computed=True)
         return self.drafts[key]
+
+    def _source(self, product: Product) -> _Held | None:
+        """The parameter behind a weight that the model's own forward computes from it alone."""
+        if product.source is None:
+            return None
+        held = self.by_storage.get(product.source.untyped_storage()._cdata, [])
+        return held[0] if len(held) == 1 else None
 
 
 def _merge_overlaps(drafts: list[_Draft]) -> list[_Draft]:

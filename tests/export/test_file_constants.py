@@ -35,7 +35,7 @@ def node(kind, *inputs, **attributes):
 def agrees(made, constants):
     model = model_of([made], constants)
     x = np.zeros(1, np.float32)
-    [expected] = ReferenceEvaluator(model).run(None, {"x": x})
+    [expected, *_] = ReferenceEvaluator(model).run(None, {"x": x})
     found = Constants(model)["y"].values
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
@@ -58,7 +58,12 @@ CASES = {
         node("BitwiseAnd", "a", "b"),
         {"a": np.arange(6, dtype=np.uint8), "b": np.uint8(1)},
     ),
+    "BitwiseXor": (
+        node("BitwiseXor", "a", "b"),
+        {"a": np.array([1 << 63, 5], np.uint64), "b": np.uint64((1 << 63) + 6)},
+    ),
     "Cast": (node("Cast", "a", to=TensorProto.FLOAT), {"a": CODES}),
+    "unsigned": (node("Cast", "a", to=TensorProto.UINT64), {"a": LONG}),
     "half": (node("Cast", "a", to=TensorProto.FLOAT16), {"a": FLOATS}),
     "Concat": (node("Concat", "a", "a", axis=1), {"a": FLOATS}),
     "ConstantOfShape": (
@@ -73,11 +78,18 @@ CASES = {
     ),
     "Div": (node("Div", "a", "b"), {"a": FLOATS, "b": np.float32(3)}),
     "whole": (node("Div", "a", "b"), {"a": LONG, "b": np.array(2)}),
+    "Equal": (node("Equal", "a", "b"), {"a": LONG, "b": np.array([7, 7, 7, 2])}),
     "Expand": (node("Expand", "a", "b"), {"a": FLOATS[:, :1], "b": np.array([2, 1, 3])}),
     "Gather": (node("Gather", "a", "b", axis=1), {"a": FLOATS, "b": np.array([[0, -1], [2, 2]])}),
     "Identity": (node("Identity", "a"), {"a": FLOATS}),
+    "Mod": (node("Mod", "a", "b"), {"a": LONG, "b": np.array(3)}),
+    "fmod": (node("Mod", "a", "b", fmod=1), {"a": LONG, "b": np.array(3)}),
     "Mul": (node("Mul", "a", "b"), {"a": FLOATS, "b": FLOATS[:1]}),
+    "overflow": (node("Mul", "a", "b"), {"a": LONG, "b": np.array([(1 << 62) + 3])}),
     "Neg": (node("Neg", "a"), {"a": FLOATS}),
+    "Range": (node("Range", "a", "b", "c"), {"a": np.array(2), "b": np.array(9), "c": np.array(3)}),
+    "ReduceMin": (node("ReduceMin", "a", keepdims=0), {"a": LONG.astype(np.int32)}),
+    "least of rows": (node("ReduceMin", "a", "b"), {"a": FLOATS, "b": np.array([1])}),
     "Reshape": (node("Reshape", "a", "b"), {"a": FLOATS, "b": np.array([0, -1, 2])}),
     "ScatterElements": (
         node("ScatterElements", "a", "b", "c"),
@@ -104,9 +116,17 @@ CASES = {
     "Squeeze": (node("Squeeze", "a", "b"), {"a": FLOATS[None, :, None], "b": np.array([0, 2])}),
     "all": (node("Squeeze", "a"), {"a": FLOATS[None, :, None]}),
     "Sub": (node("Sub", "a", "b"), {"a": LONG, "b": np.array(1)}),
+    "TopK": (
+        helper.make_node("TopK", ["a", "b"], ["y", "places"], axis=0, largest=0),
+        {"a": FLOATS, "b": np.array([3])},
+    ),
     "Transpose": (node("Transpose", "a", perm=[1, 0]), {"a": FLOATS}),
     "turned": (node("Transpose", "a"), {"a": FLOATS}),
     "Unsqueeze": (node("Unsqueeze", "a", "b"), {"a": FLOATS, "b": np.array([0, 3])}),
+    "Where": (
+        node("Where", "a", "b", "c"),
+        {"a": np.array(False), "b": FLOATS, "c": np.float32(np.nan)},
+    ),
     "DequantizeLinear": (
         node("DequantizeLinear", "a", "b", axis=0),
         {"a": CODES, "b": np.abs(FLOATS[:, 0])},
@@ -130,6 +150,16 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_operators_compute_what_the_reference_does(name):
     agrees(*CASES[name])
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_both_outputs_of_a_selection_are_known_and_ties_go_by_place(largest):
+    values = np.array([[3, 1, 3, 1, 2], [5, 5, 5, 0, 5]], np.int64)
+    made = helper.make_node("TopK", ["a", "b"], ["v", "i"], axis=1, largest=largest)
+    constants = Constants(model_of([made], {"a": values, "b": np.array([4])}))
+    order = np.argsort(-values if largest else values, axis=1, kind="stable")[:, :4]
+    np.testing.assert_array_equal(constants["i"].values, order)
+    np.testing.assert_array_equal(constants["v"].values, np.take_along_axis(values, order, 1))
 
 
 def test_every_operator_is_tested():

@@ -22,6 +22,8 @@ Place = Callable[[Sequence[int]], Mapping[str, Tensor]]
 _TRIALS = 8
 # Share of the bytes that is left free, for positions that are less even after rewiring.
 _SPARE = 0.002
+# What may be left unused of it: every trial writes a file.
+_NEAR = 0.01
 # About what a weight takes in the file: four bytes, and its position.
 _BYTES = 5
 
@@ -104,7 +106,7 @@ def affordable(
             high = middle
         else:
             low, least = middle, found
-        if high - low <= 1 or allowed - least < _BYTES:
+        if high - low <= 1 or allowed - least < _NEAR * allowed:
             break
     return low, least
 
@@ -135,7 +137,8 @@ def trim(graph: ModelGraph, budget: Allowed, limit: ResolvedLimit, measure: Meas
         weights = [graph.weight(site).reshape(-1) for site in budget.sites]
         active = [weight != 0 for weight in weights]
         floors = [n * shape.block for n, shape in zip(budget.floors, budget.shapes, strict=True)]
-        count = max(1, int(over) // _BYTES)
+        # Gaps that grow longer give a little back: a few more than the bytes ask for.
+        count = int(over) // (_BYTES - 1) + 2
         gone = smallest_of_all(
             [weight.abs() for weight in weights],
             active,

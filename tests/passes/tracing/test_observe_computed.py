@@ -57,3 +57,23 @@ def test_a_weight_that_forward_computes_itself_is_costed():
     assert [use.shape for use in own.uses] == [linear(8, 8)]
     assert [use.shape for use in computed.uses] == [linear(8, 4)]
     assert (own.computed, computed.computed) == (False, True)
+
+
+def test_a_weight_from_one_parameter_has_its_name_wherever_it_is_used():
+    def forward(m, x):
+        a, b = m.a * 0.5, torch.where(m.keep, m.b, -m.b)
+        return F.linear(F.linear(F.linear(x, a), b), a)
+
+    model = Apply(forward, a=torch.randn(8, 8), b=torch.randn(8, 8))
+    model.register_buffer("keep", torch.rand(8, 8) > 0.5)
+    first, second = traced(model, flat()).sites
+    assert (first.name, second.name) == ("a", "b")
+    assert [use.count for use in first.uses] == [2]
+    assert [use.count for use in second.uses] == [1]
+    assert "from 64 parameters" in first.note
+
+
+def test_a_weight_from_two_parameters_has_no_name_of_its_own():
+    model = Apply(lambda m, x: F.linear(x, m.a * m.b), a=torch.randn(8, 8), b=torch.randn(8, 1))
+    [site] = traced(model, flat()).sites
+    assert site.name == "(computed weight)"

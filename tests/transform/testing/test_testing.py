@@ -226,6 +226,7 @@ def without_onnx(monkeypatch):
         (magnitude.Magnitude(scope="layer"), False),
         ("quantize", True),
         ("dsr_plus", True),
+        ("hashed", True),
         (Quantize(weights="auto", activations=None), False),
     ],
 )
