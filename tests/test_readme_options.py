@@ -11,9 +11,13 @@ import pytest
 import typer
 
 import transform
+from bench import zoo
 from bench.zoo.data.spec import NAMES, parse_spec
+from passes.dynamic.pruning_steps import PruningSteps
+from passes.dynamic.walk import Walk
 from passes.methods.energy_projection import EnergyProjection
 from passes.methods.joint import Joint
+from passes.methods.tied import TiedWeights
 from transform.cli.app import app
 
 README = Path(__file__).parents[1] / "README.md"
@@ -22,6 +26,10 @@ CONFIGS = {
     "EnergyProjection": EnergyProjection,
     "Joint": Joint,
     "Distill": transform.Distill,
+    "SparseTraining": transform.SparseTraining,
+    "PruningSteps": PruningSteps,
+    "Walk": Walk,
+    "TiedWeights": TiedWeights,
 }
 # What the README of the energy paper's code lets its users set.
 REQUIRED = [
@@ -64,6 +72,33 @@ REQUIRED_JOINT = [
     "--wd",
     "--dropout",
 ]
+# What the program of dynamic sparse reparameterization lets its users set.
+REQUIRED_DYNAMIC = [
+    "--rewire",
+    "--initial-sparsity-conv",
+    "--initial-sparsity-fc",
+    "--threshold-prune",
+    "--rewire-scaling",
+    "--n-prune-params",
+    "--rewire-fraction",
+    "--stop-rewire-epoch",
+    "--big-new-weights",
+    "--sub-kernel-granularity",
+    "--conv-group-lasso",
+    "--L1-loss-coeff",
+    "--copy-mask-from",
+    "--resume",
+    "--sparse-resnet-downsample",
+    "--DeepR_eta",
+    "--rescale-tied-gradient",
+    "--prune-iterations",
+    "--prune-epoch-frequency",
+    "--start-pruning-after-epoch",
+    "--post-prune-epochs",
+    "--cubic-prune-schedule",
+    "--no-batch-norm",
+    "--validate-set",
+]
 
 
 def rows():
@@ -86,6 +121,8 @@ def exists(name):
         return match[2] in {option for parameter in command.params for option in parameter.opts}
     if match := re.fullmatch(r"(\w+):(\w+)=(\d+)", name):
         return match[2] in NAMES[match[1]]
+    if match := re.fullmatch(r"bench\.zoo:(\w+)", name):
+        return callable(getattr(zoo, match[1], None))
     return False
 
 
@@ -95,8 +132,8 @@ def test_the_counterpart_exists(theirs, ours):
 
 
 def test_every_option_of_the_authors_is_in_the_table():
-    named = set(re.findall(r"--\w+", " ".join(theirs for theirs, _ in rows())))
-    assert {*REQUIRED, *REQUIRED_JOINT} <= named
+    named = set(re.findall(r"--[\w-]+", " ".join(theirs for theirs, _ in rows())))
+    assert {*REQUIRED, *REQUIRED_JOINT, *REQUIRED_DYNAMIC} <= named
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ import torch
 from torch import Tensor
 
 from energy_model.errors import ArgumentError
-from passes.dynamic.random_keys import uniform_keys
+from passes.dynamic.host_keys import host_halves, host_keys
+from passes.dynamic.random_keys import keys_at
+
+_WORD = 1 << 32
 
 
 def signs(key: int, n: int, device: torch.device | str | None = None) -> Tensor:
@@ -32,7 +35,46 @@ def signs(key: int, n: int, device: torch.device | str | None = None) -> Tensor:
     Returns:
         float32 of shape `(n,)`, each -1 or 1 with equal probability.
     """
-    return ((uniform_keys(key, n, device) & 1) * 2 - 1).to(torch.float32)
+    return signs_at(key, torch.arange(n, device=device))
+
+
+def signs_at(key: int, cells: Tensor) -> Tensor:
+    """The signs of some cells.
+
+    Args:
+        key: From `random_keys.key_of`.
+        cells: int64 indices of any shape.
+
+    Returns:
+        float32 of that shape.
+    """
+    return ((keys_at(key, cells) & 1) * 2 - 1).to(torch.float32)
+
+
+def normal_pairs_at(key: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Two standard normal numbers of each of some cells, whatever other cells are asked for.
+
+    By Box and Muller (1958) in float64, like `random_keys.normals`; there the two are neighbours,
+    and the noise of a connection would depend on how many precede it.
+
+    Args:
+        key: From `random_keys.key_of`.
+        cells: int64 of shape `(n,)`, places in the stream.
+
+    Returns:
+        Two float32 tensors of shape `(n,)`, independent of each other.
+    """
+    if cells.device.type == "cpu":
+        high, low = host_halves(host_keys(key, cells.numpy()))
+        above_zero, angle = torch.from_numpy(high), torch.from_numpy(low)
+    else:
+        keys = keys_at(key, cells)
+        above_zero = ((keys >> 32) & (_WORD - 1)).to(torch.float64)
+        angle = (keys & (_WORD - 1)).to(torch.float64)
+    above_zero.add_(1).mul_(1 / _WORD)  # for the logarithm
+    radius, angle = above_zero.log_().mul_(-2).sqrt_(), angle.mul_(2 * math.pi / _WORD)
+    first = (radius * angle.cos()).to(torch.float32)
+    return first, radius.mul_(angle.sin_()).to(torch.float32)
 
 
 def noise_size(eta: float, temperature: float) -> float:
@@ -63,7 +105,7 @@ def temperature_of(sigma: float, eta: float) -> float:
 def walked(
     weight: Tensor,
     sign: Tensor,
-    active: Tensor,
+    active: Tensor | None = None,
     *,
     eta: float,
     l1: float,
@@ -75,7 +117,7 @@ def walked(
     Args:
         weight: After the optimizer's step, shape `(n,)`; inactive ones are zero.
         sign: Of every connection, -1 or 1, shape `(n,)`.
-        active: Boolean, shape `(n,)`.
+        active: Boolean, shape `(n,)`; `None`: all are.
         eta: Learning rate.
         l1: alpha, the strength of the L1 penalty.
         temperature: T.
@@ -85,23 +127,29 @@ def walked(
         New weights; those of inactive connections as they were. Active ones may have crossed zero.
     """
     change = noise_size(eta, temperature) * normals.to(weight) - eta * l1
-    return torch.where(active, weight + sign.to(weight) * change, weight)
+    moved = torch.addcmul(weight, sign.to(weight), change)
+    return moved if active is None else torch.where(active, moved, weight)
 
 
 def noisy_gradient(
-    gradient: Tensor, active: Tensor, *, eta: float, temperature: float, normals: Tensor
+    gradient: Tensor,
+    active: Tensor | None = None,
+    *,
+    eta: float,
+    temperature: float,
+    normals: Tensor,
 ) -> Tensor:
     """Gradient with noise at the active connections, for the variant of 2019.
 
     Args:
         gradient: dE/dw, shape `(n,)`.
-        active: Boolean, shape `(n,)`.
+        active: Boolean, shape `(n,)`; `None`: all are.
         eta: A constant of its own there, not the learning rate.
         temperature: T.
         normals: Standard normal numbers of shape `(n,)`.
     """
-    noise = noise_size(eta, temperature) * normals.to(gradient)
-    return torch.where(active, gradient + noise, gradient)
+    noisy = gradient + noise_size(eta, temperature) * normals.to(gradient)
+    return noisy if active is None else torch.where(active, noisy, gradient)
 
 
 def first_update_signs(weight: Tensor, active: Tensor) -> Tensor:

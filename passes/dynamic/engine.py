@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,54 +15,27 @@ from torch import Tensor
 
 from energy_model.errors import PostconditionError
 from passes.dynamic.allocation import block_shares
+from passes.dynamic.by_index import set_at
 from passes.dynamic.event import CellState, Event
+from passes.dynamic.exchange import exchange
+from passes.dynamic.gathered import Gathered
 from passes.dynamic.grow import candidates
+from passes.dynamic.member import Change, Member, weights_of
 from passes.dynamic.new_values import normal_values
+from passes.dynamic.policies import AtRandom, SameSite, SignChanged
 from passes.dynamic.pruning_steps import target_counts
 from passes.dynamic.random_keys import key_of
 from passes.dynamic.rule import Rule
 from passes.dynamic.schedule import Clock, Due
-from passes.dynamic.start import SparseShape
-from passes.graph import ModelGraph, Site
+from passes.dynamic.walker import Walker
+from passes.graph import ModelGraph
 from passes.rewrite.masks import WatchedMask, attach_masks, masks_of
 from passes.rewrite.optimizer_state import part_of, zero_state
 
+__all__ = ["Change", "Member", "RewireEngine"]
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A sparse tensor as the engine keeps it.
-
-    Attributes:
-        site: Its site.
-        shape: Its shape and cells.
-        final: Cells that the budget leaves it, of rules that prune to it; of others, those that
-            it starts with.
-        floor: Least number of cells that stay active.
-        movable: Whether it is rewired.
-        cost: Of a parameter, for allocations that count it.
-        units: Output unit of each cell, if none may lose its last.
-    """
-
-    site: Site
-    shape: SparseShape
-    final: int
-    floor: int = 1
-    movable: bool = True
-    cost: float = 1.0
-    units: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What an event does to one site; boolean `(cells,)`.
-
-    Attributes:
-        dropped: Active cells that end.
-        grown: Inactive cells that begin, at zero.
-    """
-
-    dropped: Tensor
-    grown: Tensor
+# Steps of a walk, which may all have an event, for one row of the history.
+_GATHERED = 100
 
 
 class RewireEngine:
@@ -79,7 +51,8 @@ class RewireEngine:
             `None` keeps their sum.
 
     Raises:
-        ArgumentError: The rule's prunes are longer than the training.
+        ArgumentError: The rule's prunes are longer than the training, or it walks and cells are not
+            single weights.
     """
 
     def __init__(
@@ -96,6 +69,11 @@ class RewireEngine:
         self.events, self.threshold, self.carried = 0, rule.threshold, 0
         self.ever: list[Tensor] = []
         self.targets = self._targets()
+        self.walker, self.gathered = None, Gathered()
+        if rule.walk is not None:
+            self.walker = Walker(graph, self.members, rule, clock, seed)
+            if isinstance(rule.allocate, SameSite):
+                self.fits = None  # no count ever changes, and with these it holds
 
     def _targets(self) -> dict[int, tuple[int, ...]]:
         """Cells that every movable member has left after a prune, by its step."""
@@ -116,12 +94,14 @@ class RewireEngine:
         Args:
             masks: Active cells by name of the site, boolean `(cells,)`.
         """
-        whole = {m.site.name: _weights_of(masks[m.site.name], m) for m in self.members}
+        whole = {m.site.name: weights_of(masks[m.site.name], m) for m in self.members}
         for member in self.members:
             weight = self.graph.weight(member.site)
             weight.masked_fill_(~whole[member.site.name].reshape(weight.shape), 0)
         attach_masks(self.graph, whole, WatchedMask)
         self.ever = [masks[m.site.name].clone() for m in self.members]
+        if self.walker is not None:
+            self.walker.begin()
 
     def due(self, step: int) -> Due | None:
         """What is to be moved after a step of the training, from 0."""
@@ -141,6 +121,62 @@ class RewireEngine:
         """The masks of a site, one for each owner of its parameter."""
         masks = masks_of(self.graph, member.site)
         return [mask for mask in masks if isinstance(mask, WatchedMask)]
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Before the optimizer's step, from 0: noise on gradients, of rules that want it."""
+        if self.walker is not None:
+            self.walker.disturb(step, optimizer)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """After the optimizer's step, from 0: the walk, and an event if one is due.
+
+        Returns:
+            What the history tells, if there is anything: a row for every event. Rules that walk
+            have an event after every step, and one row for 100 steps, and at the end of an epoch
+            and of the walk: `events` of them, their cells and milliseconds (with those of the walk)
+            summed, and what was active in the end.
+
+        Raises:
+            PostconditionError: The number of active parameters changed.
+        """
+        due = self.due(step)
+        if self.walker is None:
+            return None if due is None else self.rewire(step, due, optimizer)
+        began = time.perf_counter()
+        values = self.walker.move(step, optimizer)
+        if due is not None:
+            self._end_crossed(self.walker, values, step, due, optimizer)
+        self.gathered.milliseconds += 1e3 * (time.perf_counter() - began)
+        after = step + 1
+        ends = after % _GATHERED == 0 or after % self.clock.epoch_steps == 0
+        return self._gathered_row() if ends or after >= self.walker.stop else None
+
+    def _end_crossed(
+        self,
+        walker: Walker,
+        values: Tensor,
+        step: int,
+        due: Due,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """The event of a walk, if a connection has crossed zero."""
+        places, rule = walker.crossed(values), self.rule
+        parts = (type(rule.drop), type(rule.allocate), type(rule.grow))
+        listed = parts == (SignChanged, SameSite, AtRandom) and rule.just_dropped
+        if places.numel() and not (listed and all(m.units is None for m in self.members)):
+            row = self.rewire(step, due, optimizer)
+            self.gathered.add(row["dropped"], row["grown"])
+            return
+        walker.settle(values)
+        counts = {}
+        if places.numel():
+            self.events += 1
+            grown = exchange(walker, places, values, self.events, optimizer)
+            counts = {name: cells.numel() for name, cells in grown.items()}
+            for member, ever in zip(self.members, self.ever, strict=True):
+                if member.site.name in grown:
+                    set_at(ever, grown[member.site.name].to(ever.device), 1)
+        self.gathered.add(counts, counts)
 
     def rewire(
         self, step: int, due: Due, optimizer: torch.optim.Optimizer | None
@@ -169,6 +205,8 @@ class RewireEngine:
         changes = self._decide(event)
         for member, site, change in zip(movable, sites, changes, strict=True):
             self._apply(member, site, change, optimizer)
+        if self.walker is not None:
+            self.walker.follow()
         self._check(before)
         return self._row(event, changes, 1e3 * (time.perf_counter() - began))
 
@@ -197,17 +235,23 @@ class RewireEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; masks and weights are in the model's state."""
-        return {
+        state = {
             "events": self.events,
             "threshold": self.threshold,
             "carried": self.carried,
             "ever": self.ever,
         }
+        if self.walker is not None:
+            state |= {"walk": self.walker.state_dict(), "gathered": self.gathered.state_dict()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`, after masks and weights have been loaded."""
         self.events, self.carried = int(state["events"]), int(state["carried"])
         self.threshold, self.ever = float(state["threshold"]), list(state["ever"])
+        if self.walker is not None:
+            self.walker.load_state_dict(state["walk"])
+            self.gathered = Gathered.from_state(state["gathered"])
 
     def _state(self, member: Member) -> CellState:
         site, shape = member.site, member.shape
@@ -217,6 +261,9 @@ class RewireEngine:
             found = [mask.dense for mask in self.watched(member) if mask.dense is not None]
             if found:
                 gradients = part_of(torch.stack(found).sum(0), site).reshape(rows)
+        signs = None
+        if self.walker is not None and "signs" in self.rule.needs:
+            signs = self.walker.signs_of(site.name)
         return CellState(
             site.name,
             self.mask(member),
@@ -226,6 +273,7 @@ class RewireEngine:
             member.movable,
             member.cost,
             member.units,
+            signs,
         )
 
     def _decide(self, event: Event) -> list[Change]:
@@ -241,7 +289,9 @@ class RewireEngine:
             where = candidates(site.mask, gone, count, just_dropped=self.rule.just_dropped)
             chosen = self.rule.grow.grow(event, site, where.open, where.count)
             new = where.certain | chosen
-            changes.append(Change(gone & ~new, new & ~site.mask))
+            # What comes back goes on as it was; of rules that walk, from zero.
+            stays = new & site.mask & (self.walker is None)
+            changes.append(Change(gone & ~stays, new & ~stays))
         return changes
 
     def _counts(self, event: Event, dropped: list[Tensor]) -> list[int]:
@@ -253,8 +303,10 @@ class RewireEngine:
         kept = [_parameters(s.mask, s) - k for s, k in zip(sites, lost, strict=True)]
         weights = self.rule.allocate.weights(event, kept, lost)
         free = [site.cells - int(site.mask.sum()) for site in sites]
+        if self.walker is not None and self.rule.just_dropped:  # these begin anew like any other
+            free = [n + ended for n, ended in zip(free, gone, strict=True)]
         if self.fits is not None:
-            return self._fitting(weights, kept, lost, free, blocks)
+            return self._fitting(weights, kept, gone, free, blocks)
         counts, left = block_shares(sum(lost), weights, free, blocks, self.carried)
         if left:  # every site is full: what was just dropped comes back
             back, left = block_shares(0, weights, gone, blocks, left)
@@ -266,7 +318,7 @@ class RewireEngine:
         self,
         weights: Sequence[float],
         kept: Sequence[int],
-        lost: Sequence[int],
+        gone: Sequence[int],
         free: Sequence[int],
         blocks: Sequence[int],
     ) -> list[int]:
@@ -277,15 +329,20 @@ class RewireEngine:
         fits = self.fits
 
         def shared(total: int) -> list[int]:
-            return block_shares(total, weights, free, blocks)[0]
+            counts, left = block_shares(total, weights, free, blocks)
+            if left:  # where every site is full, what was just dropped comes back
+                back, _ = block_shares(0, weights, gone, blocks, left)
+                counts = [n + more for n, more in zip(counts, back, strict=True)]
+            return counts
 
         def within(total: int) -> bool:
             parts = zip(movable, kept, shared(total), blocks, strict=True)
             grown = {name: stays + n * block for name, stays, n, block in parts}
             return fits([grown.get(m.site.name, fixed[m.site.name]) for m in self.members])
 
-        low, high = 0, max(1, sum(lost))
-        most = sum(n * block for n, block in zip(free, blocks, strict=True))
+        low, high = 0, max(1, sum(n * block for n, block in zip(gone, blocks, strict=True)))
+        room = [n + ended for n, ended in zip(free, gone, strict=True)]
+        most = sum(n * block for n, block in zip(room, blocks, strict=True))
         while high < most and within(high):
             low, high = high, 2 * high
         high = min(high, most) + 1
@@ -302,26 +359,24 @@ class RewireEngine:
         optimizer: torch.optim.Optimizer | None,
     ) -> None:
         mask = (site.mask & ~change.dropped) | change.grown
-        anew = _weights_of(change.dropped | change.grown, member)
+        anew = weights_of(change.dropped | change.grown, member)
         weight = self.graph.weight(member.site)
         weight.masked_fill_(anew.reshape(weight.shape), 0)
         if self.rule.new_values == "normal":
-            grown = _weights_of(change.grown, member).reshape(weight.shape)
+            grown = weights_of(change.grown, member).reshape(weight.shape)
             key = key_of(self.seed, self.events, f"{site.name}/values")
-            weight.masked_scatter_(grown, normal_values(member.shape, key, grown))
-        whole = _weights_of(mask, member)
+            values = normal_values(member.shape, key, grown).to(weight.dtype)
+            weight.masked_scatter_(grown, values)
+        whole = weights_of(mask, member)
         for part in masks_of(self.graph, member.site):
             keep = part_of(part.keep, member.site)
             keep.copy_(whole.reshape(keep.shape))
         if optimizer is not None:
             zero_state(optimizer, self.graph.parameter(member.site), member.site, anew)
-        self.ever[self.members.index(member)] |= mask.to("cpu")
+        ever = self.ever[self.members.index(member)]
+        ever |= mask.to(ever.device)
 
     def _row(self, event: Event, changes: Sequence[Change], elapsed: float) -> dict[str, Any]:
-        ever = sum(
-            int(e.sum()) * m.shape.block for e, m in zip(self.ever, self.members, strict=True)
-        )
-        every = sum(m.shape.parameters for m in self.members)
         pairs = list(zip(event.sites, changes, strict=True))
         return {
             "event": "rewired",
@@ -330,15 +385,32 @@ class RewireEngine:
             "grown": {s.name: int(c.grown.sum()) for s, c in pairs},
             "active": {s.name: int(((s.mask & ~c.dropped) | c.grown).sum()) for s, c in pairs},
             "threshold": event.threshold,
-            "ever_active": ever / every if every else 1.0,
+            "ever_active": self._ever_active(),
             "milliseconds": round(elapsed, 3),
         }
 
+    def _ever_active(self) -> float:
+        """Share of all parameters that have been active so far."""
+        ever = sum(
+            int(e.sum()) * m.shape.block for e, m in zip(self.ever, self.members, strict=True)
+        )
+        every = sum(m.shape.parameters for m in self.members)
+        return ever / every if every else 1.0
 
-def _weights_of(mask: Tensor, member: Member) -> Tensor:
-    """A mask of cells as one of weights, flat."""
-    block = member.shape.block
-    return mask if block == 1 else mask.repeat_interleave(block)
+    def _gathered_row(self) -> dict[str, Any] | None:
+        """One row for what was gathered, which begins anew; `None` if it was nothing."""
+        found, self.gathered = self.gathered, Gathered()
+        if not found.events:
+            return None
+        active = {m.site.name: int(self.mask(m).sum()) for m in self.members if m.movable}
+        return {
+            "event": "rewired",
+            "rewiring": self.events,
+            **found.row(active),
+            "threshold": self.threshold,
+            "ever_active": self._ever_active(),
+            "milliseconds": round(found.milliseconds, 3),
+        }
 
 
 def _parameters(mask: Tensor, site: CellState) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from energy_model.errors import PreconditionError
 from passes.dynamic.schedule import Clock, Due
 
 
@@ -23,6 +24,8 @@ class CellState:
         movable: Whether the tensor takes part: full tensors and those that a rule fixes do not.
         cost: Of a parameter, in any one unit, for allocations that count it.
         units: int64 `(cells,)`: the output unit of each cell, if none may lose its last.
+        signs: int8 `(cells,)`: that a weight must have to stay active, -1 or 1; 0 where there is
+            none, and where the cell is not active. Only if the rule asks for them.
     """
 
     name: str
@@ -33,6 +36,7 @@ class CellState:
     movable: bool = True
     cost: float = 1.0
     units: Tensor | None = None
+    signs: Tensor | None = None
 
     @property
     def block(self) -> int:
@@ -48,6 +52,21 @@ class CellState:
     def magnitudes(self) -> Tensor:
         """Mean |w| of each cell, shape `(cells,)`."""
         return strength(self.values)
+
+    @property
+    def saliency(self) -> Tensor:
+        """Mean |w dL/dw| of each cell, shape `(cells,)`: what the loss would feel of its end.
+
+        Raises:
+            PreconditionError: The rule has not asked for gradients.
+        """
+        if self.gradients is None:
+            raise PreconditionError(
+                "the rule asks for gradients, and there are none",
+                where=self.name,
+                remedy="Say so in the rule: Rule(needs={'gradients'}).",
+            )
+        return strength(self.values * self.gradients)
 
 
 def strength(values: Tensor) -> Tensor:

@@ -13,17 +13,21 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from energy_model.errors import PreconditionError
-from passes.dynamic.allocation import survivors
+from passes.dynamic.allocation import shares, survivors
 from passes.dynamic.controller import bang_bang, proportional
 from passes.dynamic.drop import (
     below_threshold,
+    flipped,
     smallest,
     smallest_by_sign,
     smallest_of_all,
 )
 from passes.dynamic.event import CellState, Event, strength
 from passes.dynamic.grow import at_random, largest
+from passes.dynamic.guard import spare
 from passes.dynamic.random_keys import key_of
+
+Score = Literal["magnitude", "saliency"]
 
 
 class Drop(Protocol):
@@ -66,18 +70,28 @@ class _SameThreshold:
 
 @dataclass(frozen=True, slots=True)
 class SmallestOfAll(_SameThreshold):
-    """The globally smallest cells, exactly as many as are due; a site keeps its floor."""
+    """The globally smallest cells, exactly as many as are due; a site keeps its floor.
+
+    Attributes:
+        by: What is small: the `"magnitude"`, or the `"saliency"` |w dL/dw|, which means the same in
+            all layers and so does not empty those whose weights are small (Molchanov et al., ICLR
+            2017, rank channels by it).
+    """
+
+    by: Score = "magnitude"
 
     def drop(self, event: Event) -> list[Tensor]:
         """See `smallest_of_all`."""
         sites = event.sites
-        active = sum(int(s.mask.sum()) * s.block for s in sites)
+        # A number of cells counts cells, a share is one of the parameters.
+        blocks = [s.block if event.due.cells is None else 1 for s in sites]
+        active = sum(int(s.mask.sum()) * b for s, b in zip(sites, blocks, strict=True))
         return smallest_of_all(
-            [s.magnitudes for s in sites],
+            [_score(s, self.by) for s in sites],
             [s.mask for s in sites],
             event.due.of(active),
             [s.floor for s in sites],
-            blocks=[s.block for s in sites],
+            blocks=blocks,
             units=[s.units for s in sites],
             names=[s.name for s in sites],
         )
@@ -90,21 +104,29 @@ class SmallestOfEach(_SameThreshold):
     Attributes:
         by_sign: The share of the positive and of the negative weights separately, as SET does
             originally.
+        by: What is small; see `SmallestOfAll`.
     """
 
     by_sign: bool = False
+    by: Score = "magnitude"
 
     def drop(self, event: Event) -> list[Tensor]:
         """See `smallest` and `smallest_by_sign`."""
-        return [self._of(event, site) for site in event.sites]
+        active = [int(site.mask.sum()) for site in event.sites]
+        if event.due.cells is None:
+            counts = [event.due.of(n) for n in active]
+        else:
+            counts = shares(event.due.of(sum(active)), active, active)
+        return [self._of(event, *part) for part in zip(event.sites, active, counts, strict=True)]
 
-    def _of(self, event: Event, site: CellState) -> Tensor:
-        active = int(site.mask.sum())
-        if self.by_sign and site.block == 1 and event.due.share is not None:
-            share = min(event.due.share, 1 - site.floor / max(active, 1))
-            return smallest_by_sign(site.values[:, 0], site.mask, max(share, 0.0), name=site.name)
-        count = max(0, min(event.due.of(active), active - site.floor))
-        return smallest(site.magnitudes, site.mask, count, site.units, name=site.name)
+    def _of(self, event: Event, site: CellState, active: int, count: int) -> Tensor:
+        if self.by_sign and site.block == 1:
+            asked = count / max(active, 1) if event.due.share is None else event.due.share
+            share = max(0.0, min(asked, 1 - site.floor / max(active, 1)))
+            gone = smallest_by_sign(site.values[:, 0], site.mask, share, name=site.name)
+            return _guarded(site, gone)
+        count = max(0, min(count, active - site.floor))
+        return smallest(_score(site, self.by), site.mask, count, site.units, name=site.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +143,12 @@ class BelowThreshold:
 
     def drop(self, event: Event) -> list[Tensor]:
         """See `below_threshold`."""
-        sites = event.sites
-        parts = ([s.magnitudes for s in sites], [s.mask for s in sites], event.threshold)
-        return below_threshold(*parts, names=[s.name for s in sites])
+        return [self._of(event, site) for site in event.sites]
+
+    def _of(self, event: Event, site: CellState) -> Tensor:
+        parts = ([site.magnitudes], [site.mask], event.threshold)
+        [gone] = below_threshold(*parts, keep=site.floor, names=[site.name])
+        return _guarded(site, gone)
 
     def next_threshold(self, event: Event, dropped: int) -> float:
         """By the controller."""
@@ -142,6 +167,19 @@ class DownToTarget(_SameThreshold):
             smallest(s.magnitudes, s.mask, max(0, int(s.mask.sum()) - left), s.units, name=s.name)
             for s, left in zip(event.sites, event.targets, strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class SignChanged(_SameThreshold):
+    """The weights that have crossed zero, away from their sign; for rules that walk."""
+
+    def drop(self, event: Event) -> list[Tensor]:
+        """See `flipped`."""
+        return [self._of(site) for site in event.sites]
+
+    def _of(self, site: CellState) -> Tensor:
+        signs = _require(site.signs, site, "signs")
+        return _guarded(site, flipped(site.values[:, 0], signs, site.mask, name=site.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +226,17 @@ class ByGradient:
         """See `largest`."""
         scores = strength(_require(site.gradients, site, "gradients"))
         return largest(scores, free, count, name=site.name)
+
+
+def _guarded(site: CellState, gone: Tensor) -> Tensor:
+    """What a drop may take: of every unit, the largest stays."""
+    if site.units is None:
+        return gone
+    return gone & spare(site.magnitudes, site.mask, site.units, site.name)
+
+
+def _score(site: CellState, by: Score) -> Tensor:
+    return site.saliency if by == "saliency" else site.magnitudes
 
 
 def _require(values: Tensor | None, site: CellState, what: str) -> Tensor:

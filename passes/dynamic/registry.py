@@ -47,7 +47,8 @@ def rules() -> dict[str, Rule]:
                 where=where,
                 remedy="Repair or uninstall the package that registers it.",
             ) from error
-        if not isinstance(rule, Rule) or found.get(entry.name, rule) != rule:
+        own = isinstance(rule, Rule) and rule.name == entry.name
+        if not own or found.get(entry.name, rule) != rule:
             raise CompressionError(
                 f"an entry point of {GROUP} must be a Rule with a name of its own", where=where
             )

@@ -18,14 +18,16 @@ from passes.dynamic.policies import (
     Drop,
     Grow,
     SameSite,
+    SignChanged,
     SmallestOfAll,
     SmallestOfEach,
 )
 from passes.dynamic.pruning_steps import PruningSteps
 from passes.dynamic.schedule import Schedule
+from passes.dynamic.walk import Walk
 
 Start = Literal["uniform", "er", "erk"]
-Need = Literal["gradients"]
+Need = Literal["gradients", "signs"]
 NewValues = Literal["zero", "normal"]
 
 
@@ -42,11 +44,13 @@ class Rule:
         allocate: Which sites get it back.
         grow: Where they grow; `None` nowhere, so that every drop is for good.
         just_dropped: What was just dropped may be chosen again, and then keeps its value and its
-            state in the optimizer.
+            state in the optimizer. With `walk` it starts anew like any other.
         needs: What the policies read beside values.
         threshold: Of the first event, for drops below a threshold.
         new_values: Of what grows: `"zero"` leaves the function of the network as it is;
             `"normal"` draws N(0, 2 / (outputs x kernel)), for linear layers N(0, 1 / inputs).
+        walk: How active connections move at random until the schedule stops; `None`: they do not.
+            Then cells are single weights, and grow at zero.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Rule:
     needs: frozenset[Need] = frozenset()
     threshold: float = 1e-3
     new_values: NewValues = "zero"
+    walk: Walk | None = None
 
     def __post_init__(self) -> None:
         timed = [when for when in (self.schedule, self.prune) if when is not None]
@@ -68,6 +73,19 @@ class Rule:
                 "a drop belongs to a schedule or to prunes, and what is pruned does not grow",
                 where=f"rule {self.name!r}",
                 remedy="Give a drop and a schedule, a drop and prune, or none of them.",
+            )
+        walks = self.walk is not None
+        if walks and (self.schedule is None or self.new_values != "zero"):
+            raise ArgumentError(
+                "what walks does so by a schedule, and grows at zero",
+                where=f"rule {self.name!r}",
+                remedy="Give a schedule, and new_values='zero'.",
+            )
+        if "signs" in self.needs and not walks:
+            raise ArgumentError(
+                "only connections that walk have signs",
+                where=f"rule {self.name!r}",
+                remedy="Give a walk.",
             )
 
 
@@ -109,6 +127,17 @@ _ROWS = (
         allocate=BySurvivors(),
         grow=AtRandom(),
     ),
+    # Bellec et al., ICLR 2018; the walk of Mostafa and Wang is in `Walk`.
+    Rule(
+        "deepr",
+        start="uniform",
+        schedule=Schedule(every=1, step_zero=True),
+        drop=SignChanged(),
+        grow=AtRandom(),
+        just_dropped=True,
+        needs=frozenset({"signs"}),
+        walk=Walk(),
+    ),
     # Evci et al., ICML 2020.
     Rule(
         "rigl",
@@ -118,12 +147,15 @@ _ROWS = (
         just_dropped=True,
         needs=frozenset({"gradients"}),
     ),
+    # What won where these were compared at equal budgets: ERK at first, drops by what the loss
+    # would feel, growth where its gradient is, and little flow between layers.
     Rule(
         "dsr_plus",
         schedule=_RIGL,
-        drop=SmallestOfAll(),
-        allocate=BySurvivors(),
+        drop=SmallestOfAll("saliency"),
+        allocate=BySurvivors(damping=0.1),
         grow=ByGradient(),
+        just_dropped=True,
         needs=frozenset({"gradients"}),
     ),
 )

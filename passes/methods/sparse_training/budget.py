@@ -12,7 +12,12 @@ from passes.dynamic.start import SparseShape
 from passes.graph import ModelGraph, Site
 from passes.methods.problem import Problem, build_problem
 from passes.methods.sparse_training.config import SparseTraining
-from passes.methods.sparse_training.start import required_counts, shape_of, start_counts
+from passes.methods.sparse_training.start import (
+    output_units,
+    required_counts,
+    shape_of,
+    start_counts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +90,41 @@ class Allowed:
             for ladder in self.problem.ladders
         )
 
+    @property
+    def least(self) -> int:
+        """Weights that layers must have at first."""
+        fixed = zip(self.floors, self.required, self.shapes, strict=True)
+        return sum((n if r is None else r) * s.block for n, r, s in fixed)
+
+    def split(self, total: int) -> tuple[int, ...]:
+        """Cells of every layer when all have so many weights; see `start_counts`.
+
+        Ties between layers are broken by their names, not by their order.
+        """
+        order = sorted(range(len(self.shapes)), key=lambda i: self.shapes[i].name)
+        rows = list(zip(self.shapes, self.floors, self.required, strict=True))
+        shapes, floors, required = zip(*(rows[i] for i in order), strict=True)
+        found = start_counts(shapes, floors, total, self.law, required)
+        back = dict(zip(order, found, strict=True))
+        return tuple(back[i] for i in range(len(order)))
+
     def counts(self) -> tuple[int, ...]:
         """Cells of every layer at first: as many as fit.
 
         Raises:
             InfeasibleBudget: What layers must have does not fit.
         """
-        blocks = [shape.block for shape in self.shapes]
-
-        def split(total: int) -> tuple[int, ...]:
-            return start_counts(self.shapes, self.floors, total, self.law, self.required)
-
-        def fits(total: int) -> bool:
-            return self.fits([n * b for n, b in zip(split(total), blocks, strict=True)])
-
         most = sum(shape.parameters for shape in self.shapes)
         if self.by_count:
-            return split(min(self.problem.capacities[0], most))
-        fixed = zip(self.floors, self.required, self.shapes, strict=True)
-        low = sum((n if r is None else r) * s.block for n, r, s in fixed)
-        high = most + 1
+            return self.split(min(self.problem.capacities[0], most))
+        blocks = [shape.block for shape in self.shapes]
+        low, high = self.least, most + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        self.require(split(low))
-        return split(low)
+            weights = [n * b for n, b in zip(self.split(middle), blocks, strict=True)]
+            low, high = (middle, high) if self.fits(weights) else (low, middle)
+        self.require(self.split(low))
+        return self.split(low)
 
 
 def allowed(
@@ -134,11 +149,19 @@ def allowed(
     problem = build_problem(graph, costs, limits, **parts)  # type: ignore[arg-type]
     shapes = tuple(shape_of(graph, site, config.granularity) for site in problem.sites)
     floors = tuple(
-        -(-_floor(graph, site, least) // shape.block)
+        max(-(-_floor(graph, site, least) // shape.block), _units(config, graph, site, shape))
         for site, shape in zip(problem.sites, shapes, strict=True)
     )
     required = required_counts(config, problem.sites, shapes, floors)
     return Allowed(problem, shapes, floors, required, config.law)
+
+
+def _units(config: SparseTraining, graph: ModelGraph, site: Site, shape: SparseShape) -> int:
+    """Cells that a layer keeps where pruning from dense must leave every unit one."""
+    if not config.keep_units or config.steps is None:
+        return 0
+    units = output_units(graph, site, shape)
+    return 0 if units is None else int(units.max()) + 1
 
 
 def _floor(graph: ModelGraph, site: Site, least: int) -> int:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from passes.dynamic.pruning_steps import PruningSteps
 from passes.dynamic.registry import find_rule
 from passes.dynamic.rule import NewValues, Rule
 from passes.dynamic.schedule import Decay, Points, Values, is_real, is_whole, read_points
+from passes.dynamic.walk import Walk
 from passes.methods.config import MethodConfig
 
 Law = Literal["uniform", "er", "erk", "magnitude"]
-DropName = Literal["threshold", "proportional_threshold", "global", "layer", "layer_by_sign"]
+DropName = Literal[
+    "threshold",
+    "proportional_threshold",
+    "global",
+    "layer",
+    "layer_by_sign",
+    "saliency",
+    "layer_saliency",
+]
 Granularity = Literal["weights", "rows", "kernels", "filters"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "start": ("uniform", "er", "erk", "magnitude"),
-    "drop": ("threshold", "proportional_threshold", "global", "layer", "layer_by_sign"),
+    "drop": get_args(DropName),
     "allocate": ("survivors", "same_layer"),
     "grow": ("random", "gradient"),
     "decay": ("constant", "cosine", "linear"),
@@ -54,13 +63,16 @@ class SparseTraining(MethodConfig):
         stop_epoch: the first epoch without rewiring.
         drop: `"threshold"`: below one threshold, by the authors' controller;
             `"proportional_threshold"`: by one that converges; `"global"`: exactly the smallest of
-            all layers; `"layer"`: of every layer; `"layer_by_sign"`: of both signs alike.
+            all layers; `"layer"`: of every layer; `"layer_by_sign"`: of both signs alike;
+            `"saliency"` and `"layer_saliency"`: the smallest |w dL/dw| of all or every layer.
         allocate: `"survivors"`: layers grow by what they kept; `"same_layer"`: what they lost.
         damping: Of `"survivors"`, from 0 (the same layer) to 1.
         gamma: Of `"survivors"`: how much layers whose weights cost more get less. `None` is 0 under
             a limit on nonzeros, otherwise 1.
         grow: `"random"` or `"gradient"`.
         new_values: Of what grows: `"zero"` or `"normal"`; see `Rule`.
+        walk: Of a rule whose connections move at random: the noise, its temperature, the signs; a
+            `Walk` or its fields.
         pruning: When a rule that prunes from dense does so.
         l1: Strength of an L1 penalty on the weights that are active.
         group_lasso: The penalty of convolutions is the sum over kernels of their 2-norm instead.
@@ -88,6 +100,7 @@ class SparseTraining(MethodConfig):
     gamma: float | None = None
     grow: Literal["random", "gradient"] | None = None
     new_values: NewValues | None = None
+    walk: Walk | Mapping[str, Any] | None = None
     pruning: PruningSteps | Mapping[str, Any] | None = None
     l1: float = 0.0
     group_lasso: bool = False
@@ -99,6 +112,8 @@ class SparseTraining(MethodConfig):
         rule = find_rule(self.rule)
         if isinstance(self.pruning, Mapping):
             object.__setattr__(self, "pruning", PruningSteps.from_dict(self.pruning))
+        if isinstance(self.walk, Mapping):
+            object.__setattr__(self, "walk", Walk.from_dict(self.walk))
         if self.every is not None and not is_whole(self.every):
             object.__setattr__(self, "every", read_points(self.every, "SparseTraining.every"))
         self._check_choices()
@@ -112,6 +127,8 @@ class SparseTraining(MethodConfig):
         self._require("granularity", self.granularity in _GRANULARITIES, f"one of {_GRANULARITIES}")
         pruning = self.pruning is None or isinstance(self.pruning, PruningSteps)
         self._require("pruning", pruning, "None, a PruningSteps or its fields")
+        walk = self.walk is None or isinstance(self.walk, Walk)
+        self._require("walk", walk, "None, a Walk or its fields")
         folder = self.masks is None or (isinstance(self.masks, str) and bool(self.masks))
         self._require("masks", folder, "None, or the folder of a saved result")
         for field in ("group_lasso", "keep_units"):
@@ -148,8 +165,21 @@ class SparseTraining(MethodConfig):
         self._require("pruning", prunes, f"None: the rule {rule.name!r} does not prune from dense")
         dense = rule.prune is None or (self.masks is None and self.start != "magnitude")
         self._require("start", dense, f"another: the rule {rule.name!r} starts dense")
+        self._check_walk(rule)
         lasso = not self.group_lasso or self.l1 > 0
         self._require("group_lasso", lasso, "False, or an l1 above 0")
+
+    def _check_walk(self, rule: Rule) -> None:
+        if rule.walk is None:
+            self._require("walk", self.walk is None, f"None: the rule {rule.name!r} has none")
+            return
+        for field in ("drop", "cells", "share", "decay"):
+            allowed = f"None: of the rule {rule.name!r}, connections end where their signs change"
+            self._require(field, getattr(self, field) is None, allowed)
+        zero = self.new_values in (None, "zero")
+        self._require("new_values", zero, f"'zero': the rule {rule.name!r} grows there")
+        single = self.granularity == "weights"
+        self._require("granularity", single, "'weights': only single ones have a sign")
 
     @property
     def law(self) -> str:

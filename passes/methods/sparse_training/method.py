@@ -22,6 +22,7 @@ from passes.methods.sparse_training.budget import Allowed, allowed
 from passes.methods.sparse_training.config import SparseTraining
 from passes.methods.sparse_training.overrides import rule_for
 from passes.methods.sparse_training.penalty import penalty
+from passes.methods.sparse_training.size_limit import affordable, by_count, size_limit, trim
 from passes.methods.sparse_training.start import (
     first_masks,
     output_units,
@@ -44,6 +45,31 @@ class DynamicSparseTraining(Method):
         self._engine: RewireEngine | None = None
         self._rows: list[dict[str, Any]] = []
         self._step = 0
+        self._affordable: tuple[int, int] | None = None
+
+    def observe(self, graph: ModelGraph, run: Run) -> None:
+        """Count by trials how many weights a limit on the size allows."""
+        limit = size_limit(run.limits)
+        if limit is None or run.size is None or run.costs is None:
+            return
+        others = [other for other in run.limits if other is not limit]
+        budget = allowed(self.config, graph, run.costs, others)
+        if self.config.masks is not None:  # taken over as they are; what is too much goes at last
+            most = sum(self._counts(graph, budget))
+            self._affordable = most, int(limit.maximum)
+            return
+        seed = None if run.one_shot else 0
+
+        def place(cells: Sequence[int]) -> dict[str, Tensor]:
+            return self._first(graph, budget, cells, seed)
+
+        self._affordable = affordable(graph, budget, limit, place, run.size)
+
+    def _budget(
+        self, graph: ModelGraph, costs: CostTable, limits: Sequence[ResolvedLimit]
+    ) -> Allowed:
+        most = None if self._affordable is None else self._affordable[0]
+        return allowed(self.config, graph, costs, by_count(limits, most))
 
     def plan(
         self,
@@ -54,7 +80,7 @@ class DynamicSparseTraining(Method):
         one_shot: bool = True,
     ) -> Plan:
         """How many weights every layer has at first; see `Method.plan`."""
-        budget = allowed(self.config, graph, costs, limits)
+        budget = self._budget(graph, costs, limits)
         counts = self._counts(graph, budget)
         told = "largest" if one_shot else f"{self.config.rule}, {self._when}"
         rows = tuple(
@@ -62,12 +88,15 @@ class DynamicSparseTraining(Method):
             for site, n in zip(budget.sites, counts, strict=True)
         )
         most = {limit.key: limit.maximum for limit in limits}
-        return Plan(self.config.rule, rows, budget.reached(counts), most)
+        used = budget.reached(counts)
+        if self._affordable is not None:
+            used["size"] = self._affordable[1]
+        return Plan(self.config.rule, rows, {key: used[key] for key in most}, most)
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
         """Put the first masks on the weights; in one shot only remove."""
         assert run.costs is not None  # a run of `compress` has them
-        budget = allowed(self.config, graph, run.costs, run.limits)
+        budget = self._budget(graph, run.costs, run.limits)
         seed = int(torch.randint(2**62, (), generator=run.generator))
         cells = budget.counts() if self.config.masks is None else None
         masks = self._first(graph, budget, cells, None if run.one_shot else seed)
@@ -87,8 +116,14 @@ class DynamicSparseTraining(Method):
             for site, shape, n in zip(budget.sites, budget.shapes, finals, strict=True):
                 rescale(graph, site, n / shape.cells)
         members = self._members(graph, budget, finals)
-        fits = None if budget.by_count else budget.fits
-        self._engine = RewireEngine(graph, members, rule, clock, seed, fits)
+        place = {member.site.name: i for i, member in enumerate(members)}
+        order = [place[site.name] for site in budget.sites]
+
+        def fits(counts: Sequence[int]) -> bool:
+            return budget.fits([counts[i] for i in order])
+
+        fitting = None if budget.by_count else fits
+        self._engine = RewireEngine(graph, members, rule, clock, seed, fitting)
         self._engine.attach(masks)
         if self.config.masks is not None:
             graph.decisions.append(Decision("", "first masks", f"those of {self.config.masks}"))
@@ -122,18 +157,20 @@ class DynamicSparseTraining(Method):
         parts = zip(budget.sites, budget.shapes, budget.floors, finals, strict=True)
         for (site, shape, floor, final), price in zip(parts, budget.prices, strict=True):
             units = output_units(graph, site, shape) if self.config.keep_units else None
+            trained = graph.parameter(site).requires_grad
             members.append(
                 Member(
                     site,
                     shape,
                     final,
                     max(1, floor),
-                    movable=final < shape.cells,
+                    movable=final < shape.cells and (trained or self.config.steps is not None),
                     cost=price,
                     units=None if units is None else units.to(graph.parameter(site).device),
                 )
             )
-        return members
+        # Ties between layers are broken by their names, not by their order.
+        return sorted(members, key=lambda member: member.site.name)
 
     def on_phase_start(self, phase: Phase) -> None:
         """Gather gradients from the first step on, if its event asks for them."""
@@ -149,25 +186,33 @@ class DynamicSparseTraining(Method):
         graph, lasso = self._engine.graph, self.config.group_lasso
         return loss + self.config.l1 * penalty(graph, members, group_lasso=lasso)
 
+    def on_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add noise to the gradients, if the rule wants it."""
+        if self._engine is not None:
+            self._engine.before_step(self._step, optimizer)
+
     def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Rewire, if an event is due."""
         engine = self._engine
         if engine is None:
             return
-        due = engine.due(step - 1)
-        if due is not None:
-            self._rows.append(engine.rewire(step - 1, due, optimizer))
+        row = engine.after_step(step - 1, optimizer)
+        if row is not None:
+            self._rows.append(row)
         self._step = step
         engine.watch(step)
 
     def events(self) -> list[dict[str, Any]]:
-        """One row for every rewiring event."""
+        """One row for every rewiring event; of rules that walk, see `RewireEngine.after_step`."""
         rows, self._rows = self._rows, []
         return rows
 
     def finalize(self, graph: ModelGraph, run: Run) -> None:
-        """Write the zeros into the weights."""
+        """Write the zeros into the weights; a limit on the size is met to the byte."""
         bake_masks(graph)
+        limit = size_limit(run.limits)
+        if limit is not None and run.size is not None and run.costs is not None:
+            trim(graph, self._budget(graph, run.costs, run.limits), limit, run.size)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -186,7 +231,7 @@ SPEC = MethodSpec(
     name="dsr_plus",
     config=SparseTraining,
     method=DynamicSparseTraining,
-    serves=SERVES,
+    serves=SERVES | {"size"},
     source="Mostafa, Wang, ICML 2019; Evci et al., ICML 2020 (dynamic sparse training)",
     keeps=frozenset({"zeros", "shapes"}),
     gives=frozenset({"zeros"}),

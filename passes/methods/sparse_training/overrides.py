@@ -30,7 +30,10 @@ _DROPS: dict[str, Callable[[], Drop]] = {
     "global": SmallestOfAll,
     "layer": SmallestOfEach,
     "layer_by_sign": lambda: SmallestOfEach(by_sign=True),
+    "saliency": lambda: SmallestOfAll("saliency"),
+    "layer_saliency": lambda: SmallestOfEach(by="saliency"),
 }
+_BY_GRADIENT = ("saliency", "layer_saliency")
 
 
 def rule_for(config: SparseTraining, clock: Clock, *, by_count: bool = True) -> Rule:
@@ -53,12 +56,13 @@ def rule_for(config: SparseTraining, clock: Clock, *, by_count: bool = True) -> 
     if config.drop is not None:
         changed["drop"] = _DROPS[config.drop]()
     if config.grow is not None:
-        gradient = config.grow == "gradient"
-        changed["grow"] = ByGradient() if gradient else AtRandom()
-        needs = rule.needs | {"gradients"} if gradient else rule.needs - {"gradients"}
-        changed["needs"] = needs
+        changed["grow"] = ByGradient() if config.grow == "gradient" else AtRandom()
+    if config.drop in _BY_GRADIENT or config.grow == "gradient":
+        changed["needs"] = rule.needs | {"gradients"}
     if config.new_values is not None:
         changed["new_values"] = config.new_values
+    if config.walk is not None:
+        changed["walk"] = config.walk
     changed["allocate"] = _allocate(config, rule.allocate, 0.0 if by_count else 1.0)
     return replace(rule, **changed)
 
@@ -66,7 +70,7 @@ def rule_for(config: SparseTraining, clock: Clock, *, by_count: bool = True) -> 
 def _schedule(config: SparseTraining, schedule: Schedule, clock: Clock) -> Schedule:
     changed: dict[str, Any] = {}
     if config.every is not None:
-        changed |= {"every": config.every, "unit": "steps", "step_zero": False}
+        changed |= {"every": config.every, "unit": "steps"}
     elif schedule.unit == "steps" and not schedule.step_zero:
         changed["every"] = max(1, min(_EVERY, clock.steps // _EVENTS))
     if config.cells is not None:
@@ -79,10 +83,11 @@ def _schedule(config: SparseTraining, schedule: Schedule, clock: Clock) -> Sched
         changed |= {"stop_share": config.stop, "stop_epoch": None}
     if config.stop_epoch is not None:
         changed |= {"stop_epoch": config.stop_epoch, "stop_share": None}
-    changed_schedule = replace(schedule, **changed)
-    if config.every is not None and not isinstance(config.every, int):
-        changed_schedule.check(clock)
-    return changed_schedule
+    found = replace(schedule, **changed)
+    asked = config.every is not None or config.stop_epoch is not None
+    if asked and found.stop_step(clock) > 0:  # to stop at once is a way to ask for no event
+        found.check(clock)
+    return found
 
 
 def _allocate(config: SparseTraining, allocate: Allocate, gamma: float) -> Allocate:

@@ -12,13 +12,15 @@ from passes.dynamic.deep_r import (
     first_update_signs,
     noise_size,
     noisy_gradient,
+    normal_pairs_at,
     signs,
+    signs_at,
     temperature_of,
     walked,
 )
 from passes.dynamic.drop import flipped
 from passes.dynamic.grow import at_random
-from passes.dynamic.random_keys import key_of, normals
+from passes.dynamic.random_keys import key_of, keys_at, normals
 from passes.dynamic.schedule import Piecewise
 
 N = 400
@@ -39,6 +41,48 @@ def test_signs_are_fixed_and_fair():
     many = signs(KEY, 100_000)
     assert set(many.tolist()) == {-1.0, 1.0}
     assert abs(float(many.mean())) < 4 / math.sqrt(100_000)
+
+
+def test_signs_of_some_cells_are_those_of_all():
+    cells = torch.tensor([399, 0, 17, 17, 250])
+    assert torch.equal(signs_at(KEY, cells), signs(KEY, N)[cells])
+
+
+def test_normal_numbers_of_a_cell_do_not_depend_on_the_others():
+    cells = torch.arange(N) * 977 - 40_000
+    first, second = normal_pairs_at(KEY, cells)
+    some = torch.tensor([7, 399, 3])
+    for whole, part in zip((first, second), normal_pairs_at(KEY, cells[some]), strict=True):
+        assert torch.equal(part, whole[some])
+    keys = [int(k) % 2**64 for k in keys_at(KEY, cells)]
+    radius = [math.sqrt(-2 * math.log(((k >> 32) + 1) / 2**32)) for k in keys]
+    angle = [2 * math.pi * (k % 2**32) / 2**32 for k in keys]
+    cosine = torch.tensor([r * math.cos(a) for r, a in zip(radius, angle, strict=True)])
+    sine = torch.tensor([r * math.sin(a) for r, a in zip(radius, angle, strict=True)])
+    torch.testing.assert_close(first, cosine, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second, sine, rtol=1e-6, atol=1e-6)
+
+
+def test_normal_numbers_are_normal_and_the_two_of_a_cell_independent():
+    n = 200_000
+    pair = torch.stack(normal_pairs_at(key_of(1, 2, "noise"), torch.arange(n))).double()
+    for numbers in pair:
+        assert abs(float(numbers.mean())) < 4 / math.sqrt(n)
+        assert abs(float(numbers.var()) - 1) < 4 * math.sqrt(2 / n)
+        assert abs(float((numbers.abs() < 1).double().mean()) - 0.682689) < 4 * 0.47 / math.sqrt(n)
+        assert abs(float(numbers.pow(4).mean()) - 3) < 4 * math.sqrt(96 / n)
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / math.sqrt(n)
+    assert abs(float(torch.corrcoef(pair.square())[0, 1])) < 4 / math.sqrt(n)
+
+
+def test_without_a_mask_all_are_active():
+    weight, nu = normals(key_of(2, 0, "w"), N), normals(key_of(2, 0, "n"), N)
+    sizes = {"eta": 0.1, "temperature": 1e-3, "normals": nu}
+    everything = torch.ones(N, dtype=torch.bool)
+    sign = signs(KEY, N)
+    moved = walked(weight, sign, everything, l1=1e-2, **sizes)
+    assert torch.equal(walked(weight, sign, l1=1e-2, **sizes), moved)
+    assert torch.equal(noisy_gradient(weight, **sizes), noisy_gradient(weight, everything, **sizes))
 
 
 def test_the_variance_of_a_step_is_two_eta_t():

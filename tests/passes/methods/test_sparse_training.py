@@ -122,11 +122,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(rule, tmp_path):
 
 def test_outputs_keep_their_size_at_the_start():
     def weights(**options):
-        return trained(epochs=1, every=100, rule="rigl", share=0.0, **options).model
+        return trained(epochs=1, rule="static", start="erk", **options).model
 
     plain, scaled = weights(rescale=False), weights()
     ratio = scaled[2].weight.abs().sum() / plain[2].weight.abs().sum()
-    assert 1.5 < float(ratio) < 4
+    assert 1.5 < ratio.item() < 4
 
 
 def test_layers_that_are_left_alone_stay_dense():
@@ -167,5 +167,13 @@ def test_too_little_for_every_layer_is_infeasible():
     ],
 )
 def test_bad_options_are_refused(options):
-    with pytest.raises(ArgumentError, match="not allowed|unknown rule"):
+    with pytest.raises(ArgumentError, match=r"not allowed|unknown rule"):
         SparseTraining(**options)
+
+
+def test_a_number_of_cells_is_shared_out_over_the_layers():
+    rows = [r for r in trained(rule="set_uniform", cells=20).history if "rewiring" in r]
+    assert rows
+    for row in rows:
+        assert sum(row["dropped"].values()) == 20
+        assert row["dropped"]["2"] > row["dropped"]["0"]
