@@ -35,6 +35,7 @@ def net():
 
 
 TOTAL = 72 + 576 + 64
+OTHERS = ("set", "dsr", "rigl")
 
 
 def often(rule):
@@ -111,7 +112,9 @@ class Stopped:
         return len(DATA)
 
 
-@pytest.mark.parametrize("rule", ["set", "dsr", "rigl", "dsr_plus"])
+@pytest.mark.parametrize(
+    "rule", [pytest.param(r, marks=pytest.mark.slow) for r in OTHERS] + ["dsr_plus"]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(rule, tmp_path):
     whole = trained(rule=rule)
     with pytest.raises(Stop):

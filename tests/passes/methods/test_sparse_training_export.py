@@ -68,7 +68,7 @@ def test_the_runtime_computes_what_torch_does(floats, dense_file):
     assert dense_file.max_abs_error <= 1e-5
 
 
-@pytest.mark.parametrize("form", ["sparse", "packed"])
+@pytest.mark.parametrize("form", ["sparse", pytest.param("packed", marks=pytest.mark.slow)])
 def test_sparse_forms_apply_and_are_smaller(form, floats, dense_file, tmp_path):
     name = "model.packed" if form == "packed" else "model.onnx"
     written = floats.export(tmp_path / name, form=form)

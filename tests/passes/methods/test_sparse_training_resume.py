@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sparse_training_runs import BATCHES, same, trained, watched
 
+KERNELS = {"rule": "dsr_exact", "granularity": "kernels", "layers": {"5": False}}
 SLOW = {"marks": pytest.mark.slow}
 
 
@@ -33,7 +34,7 @@ class Stopped:
     ("budget", "options"),
     [
         ("energy<=60%", {"rule": "dsr_plus"}),
-        ("nonzeros<=60%", {"rule": "dsr_exact", "granularity": "kernels", "layers": {"5": False}}),
+        pytest.param("nonzeros<=60%", KERNELS, **SLOW),
         pytest.param("nonzeros<=20%", {"rule": "dsr", "new_values": "normal", "l1": 1e-3}, **SLOW),
         pytest.param("nonzeros<=20%", {"rule": "gradual"}, **SLOW),
         pytest.param("nonzeros<=20%", {"rule": "set", "every": None}, **SLOW),

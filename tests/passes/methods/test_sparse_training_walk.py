@@ -68,7 +68,13 @@ class Stopped:
         return len(BATCHES)
 
 
-@pytest.mark.parametrize("walk", [ORIGINAL, VARIANT], ids=["original", "variant"])
+@pytest.mark.parametrize(
+    "walk",
+    [
+        pytest.param(ORIGINAL, id="original", marks=pytest.mark.slow),
+        pytest.param(VARIANT, id="variant"),
+    ],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(walk, tmp_path):
     options = {"rule": "deepr", "every": 1, "walk": walk}
     whole = trained(**options)
