@@ -23,7 +23,9 @@ def small(monkeypatch):
     monkeypatch.setattr(joint_zoo, "_network", network)
 
 
-@pytest.mark.parametrize("budget", ["weight_bits<=12.5%", "archive<=12.5%"])
+@pytest.mark.parametrize(
+    "budget", ["weight_bits<=12.5%", pytest.param("archive<=12.5%", marks=pytest.mark.slow)]
+)
 def test_a_row_tells_what_was_reached(budget):
     row = joint_zoo.project("small", budget)
     assert (row.network, row.budget, row.holds) == ("small", budget, True)

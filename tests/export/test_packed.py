@@ -151,6 +151,7 @@ def test_a_note_says_what_it_is_for(exported):
     assert written.notes[:-1] == plain.notes
 
 
+@pytest.mark.slow
 def test_the_graph_of_lenet5_costs_little(exported):
     """2,150 nonzeros of six values, 580 biases of at most four bytes, and the network."""
     graph, _, written = exported("lenet5")

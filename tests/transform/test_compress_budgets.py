@@ -210,7 +210,10 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
     assert repr(key) in message
     served = "Limits that are served: archive, energy, macs, nonzeros, params, size, sparse_macs, "
     served += "weight_bits"
-    others = "bn_gamma, l1, l2, quantize, random, taylor" if key == "size" else STRUCTURED
+    others = {
+        "size": "bn_gamma, dsr_plus, l1, l2, quantize, random, taylor",
+        "params": "bn_gamma, hashed, l1, l2, random, taylor",
+    }.get(key, STRUCTURED)
     assert (served if key in NOBODY else f"These do: {others}") in message
 
 

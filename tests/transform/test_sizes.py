@@ -105,6 +105,7 @@ def test_they_can_be_written_and_read():
         assert Sizes.from_dict(json.loads(json.dumps(sizes.to_dict()))) == sizes
 
 
+@pytest.mark.slow
 def test_a_result_tells_them_and_keeps_them(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -113,6 +113,7 @@ def test_training_is_reproducible(batches):
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.slow
 def test_importing_the_zoo_makes_torchvision_importable():
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")

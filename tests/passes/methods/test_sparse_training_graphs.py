@@ -269,12 +269,19 @@ def test_the_order_of_layers_does_not_matter(rule, budget, monkeypatch):
     assert same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1])
 
 
+@pytest.mark.slow
 def test_workers_of_the_loader_do_not_matter():
     found = []
     for workers in (0, 2):
         torch.manual_seed(0)
+        # Workers forked from a process with threads of several runtimes may wait for ever.
+        apart = {"multiprocessing_context": "spawn"} if workers else {}
         data = DataLoader(
-            TensorDataset(IMAGES, LABELS), batch_size=16, shuffle=True, num_workers=workers
+            TensorDataset(IMAGES, LABELS),
+            batch_size=16,
+            shuffle=True,
+            num_workers=workers,
+            **apart,
         )
         result = trained(data=data, rule="dsr_exact", epochs=2, every=1)
         found.append(list(result.model.state_dict().values()))

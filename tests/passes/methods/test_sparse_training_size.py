@@ -43,6 +43,7 @@ def trained(budget, model=None):
     )
 
 
+@pytest.mark.slow
 def test_the_file_has_at_most_so_many_bytes_and_nearly_as_many(tmp_path):
     result = trained("size<=20%")
     [row] = result.certificate.rows

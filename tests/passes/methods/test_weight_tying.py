@@ -175,6 +175,7 @@ def test_drawn_values_keep_the_variance_of_the_layer_and_means_do_not(start, sha
     assert len(values) == len(part.bank)
 
 
+@pytest.mark.slow
 def test_in_one_shot_the_bank_is_nearest_and_in_training_it_is_drawn():
     assert state_digest(tied().model) == state_digest(tied(start="mean").model)
     assert state_digest(tied().model) != state_digest(tied(start="draw").model)
