@@ -72,7 +72,7 @@ def test_by_hand(case: tuple) -> None:
     assert all(isinstance(x, int) == float(x).is_integer() for x in found)
 
 
-@pytest.mark.parametrize("net", ["lenet5", "alexnet"])
+@pytest.mark.parametrize("net", ["lenet5", pytest.param("alexnet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_words_are_the_published_model(net: str, variant: str) -> None:
     for row in ORACLE[net][variant]:

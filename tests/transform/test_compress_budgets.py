@@ -59,7 +59,10 @@ def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method
                 assert site.price(costs.hardware).marginal(costs[site.name].nonzeros) > room
 
 
-@pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits", "sparse_macs"])
+@pytest.mark.parametrize(
+    "key",
+    ["energy", "nonzeros", pytest.param("weight_bits", marks=pytest.mark.slow), "sparse_macs"],
+)
 @pytest.mark.parametrize(
     "method",
     [

@@ -88,6 +88,7 @@ def test_a_form_that_exceeds_the_budget_is_refused(
         integers.export(tmp_path / "floats.onnx", "dense")
 
 
+@pytest.mark.slow
 def test_integers_that_exceed_the_budget_say_which_layers_are_float(tmp_path: Path) -> None:
     halves = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval().half()
     batches = [torch.randn(8, 16).half()]

@@ -89,6 +89,7 @@ def test_the_count_of_every_layer_is_constant(walk):
         assert bool((state[dormant] == 0).all())
 
 
+@pytest.mark.slow
 def test_signs_never_change_over_a_thousand_steps():
     model, example = linear(20, 15), torch.zeros(1, 20)
     graph, engine = built(rule_of(HOT), model=model, example=example)

@@ -78,7 +78,8 @@ def test_a_budget_of_macs_is_met_by_smaller_layers(name):
 
 @pytest.mark.parametrize(
     ("scope", "key"),
-    [("global", key) for key in ("params", "energy", "size", "nonzeros", "weight_bits")]
+    [("global", key) for key in ("params", "energy", "nonzeros", "weight_bits")]
+    + [pytest.param("global", "size", marks=pytest.mark.slow)]
     + [("layer", key) for key in ("params", "energy")],
 )
 def test_every_other_limit(key, scope):

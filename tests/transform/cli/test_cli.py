@@ -298,6 +298,7 @@ def take_interrupts():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_a_user_model_of_the_current_directory_in_a_process(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\nprint('loud')\ndef net(): return nn.Linear(3, 4)\n"
