@@ -97,8 +97,12 @@ def _check_plan(
     def archive(finished: ModelGraph) -> int:
         return Subject(finished, subject.hardware).archive_bytes
 
+    def size(finished: ModelGraph) -> int:
+        return Subject(finished, subject.hardware, limits=limits).onnx_bytes
+
     gradients = Gradients(data, None, torch.device("cpu"))
-    run = Run(gradients=gradients, limits=limits, archive=archive)
+    parts = {"limits": limits, "costs": subject.costs, "archive": archive, "size": size}
+    run = replace(Run(gradients=gradients), **parts)  # type: ignore[arg-type]
     try:
         plans = []
         for _ in range(2):
