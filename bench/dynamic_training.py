@@ -15,9 +15,10 @@ from energy_model.errors import ArgumentError
 from passes.dynamic.engine import Member, RewireEngine
 from passes.dynamic.rule import Rule
 from passes.dynamic.schedule import Clock
+from passes.dynamic.start import start_counts
 from passes.graph import ModelGraph
 from passes.inputs import as_call
-from passes.methods.sparse_training.start import first_masks, rescale, shape_of, start_counts
+from passes.methods.sparse_training.start import first_masks, rescale, shape_of
 from passes.tracing.trace import trace
 
 Batch = tuple[Tensor, Tensor]

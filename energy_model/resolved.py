@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from energy_model.budget import Limit
@@ -29,3 +30,8 @@ class ResolvedLimit:
     def share(self, value: float) -> str:
         """`value` as a percentage of the base, for people."""
         return f"{100 * value / self.base:.2f} %" if self.base else "n/a"
+
+
+def limit_on(limits: Sequence[ResolvedLimit], key: str) -> ResolvedLimit | None:
+    """The limit of a key, if there is one."""
+    return next((limit for limit in limits if limit.key == key), None)

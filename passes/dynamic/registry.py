@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 
 from energy_model.errors import ArgumentError, CompressionError
 from passes.dynamic.rule import RULES, Rule
+from passes.entries import loaded, told
 
 GROUP = "transform.rules"
 _ADDED: dict[str, Rule] = {}
@@ -38,15 +39,7 @@ def rules() -> dict[str, Rule]:
     """
     found = dict(RULES) | _ADDED
     for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-        where = f"{entry.name} = {entry.value}"
-        try:
-            rule = entry.load()
-        except Exception as error:
-            raise CompressionError(
-                f"the rule cannot be loaded: {type(error).__name__}: {error}",
-                where=where,
-                remedy="Repair or uninstall the package that registers it.",
-            ) from error
+        rule, where = loaded(entry, "rule"), told(entry)
         own = isinstance(rule, Rule) and rule.name == entry.name
         if not own or found.get(entry.name, rule) != rule:
             raise CompressionError(

@@ -132,6 +132,60 @@ def erdos_renyi(
     return _split(sites, [_connections(site, kernel) for site in sites], total)
 
 
+def start_counts(
+    shapes: Sequence[SparseShape],
+    floors: Sequence[int],
+    total: int,
+    law: str,
+    required: Sequence[int | None] = (),
+) -> tuple[int, ...]:
+    """Active cells of every layer, `total` parameters in all where cells are single weights.
+
+    Args:
+        shapes: Of the layers.
+        floors: Least number of cells of each.
+        total: Parameters of all layers.
+        law: `"uniform"`, `"er"`, `"erk"` or `"magnitude"`, which has the shares of ERK.
+        required: Cells of layers that have a number of their own, `None` for the others.
+
+    Raises:
+        InfeasibleBudget: The floors and what is required come to more than the total.
+    """
+    total = min(total, sum(shape.parameters for shape in shapes))
+    given = list(required) or [None] * len(shapes)
+    counts = [f if r is None else r for f, r in zip(floors, given, strict=True)]
+    least = sum(n * shape.block for n, shape in zip(counts, shapes, strict=True))
+    if least > total:
+        raise InfeasibleBudget(
+            f"{total:,} weights are asked for, and layers must keep {least:,}",
+            limit="nonzeros",
+            asked=total,
+            tightest=least,
+            remedy="Raise the budget, or loosen the rules for single layers.",
+        )
+    full = [n == shape.cells for n, shape in zip(counts, shapes, strict=True)]
+    held = [r is not None or f for r, f in zip(given, full, strict=True)]
+    while True:
+        # Layers below their floor are held there, and the law is asked again for the others.
+        pairs = zip(counts, shapes, held, strict=True)
+        left = total - sum(n * shape.block for n, shape, h in pairs if h)
+        free = [shape for shape, h in zip(shapes, held, strict=True) if not h]
+        # What held layers leave may be more than the others can take.
+        left = min(left, sum(shape.parameters for shape in free))
+        found = iter(_by_law(free, left, law) if free else ())
+        now = [n if h else next(found) for n, h in zip(counts, held, strict=True)]
+        below = [n < floor for n, floor in zip(now, floors, strict=True)]
+        if not any(below):
+            return tuple(now)
+        held = [h or b for h, b in zip(held, below, strict=True)]
+
+
+def _by_law(shapes: Sequence[SparseShape], total: int, law: str) -> tuple[int, ...]:
+    if law == "uniform":
+        return uniform_exact(shapes, total)
+    return erdos_renyi(shapes, total, kernel=law != "er")
+
+
 def _connections(site: SparseShape, kernel: bool) -> int:
     """Parameters of a site at e = 1: its share times its size, which is a whole number."""
     outputs, inputs, *sizes = site.shape

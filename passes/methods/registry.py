@@ -6,6 +6,7 @@ import difflib
 from importlib.metadata import entry_points
 
 from energy_model.errors import ArgumentError, CompressionError
+from passes.entries import loaded, told
 from passes.methods.base import MethodSpec
 from passes.methods.config import MethodConfig
 
@@ -20,15 +21,7 @@ def methods() -> dict[str, MethodSpec]:
     """
     found: dict[str, MethodSpec] = {}
     for entry in sorted(entry_points(group=MethodSpec.GROUP), key=lambda e: e.name):
-        where = f"{entry.name} = {entry.value}"
-        try:
-            spec = entry.load()
-        except Exception as error:
-            raise CompressionError(
-                f"the method cannot be loaded: {type(error).__name__}: {error}",
-                where=where,
-                remedy="Repair or uninstall the package that registers it.",
-            ) from error
+        spec, where = loaded(entry, "method"), told(entry)
         if not isinstance(spec, MethodSpec) or spec.name != entry.name:
             raise CompressionError(
                 "an entry point of transform.methods must be a MethodSpec of the same name",

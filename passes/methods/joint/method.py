@@ -14,7 +14,7 @@ import torch
 
 from energy_model.cost import CostTable
 from energy_model.errors import ArgumentError
-from energy_model.resolved import ResolvedLimit
+from energy_model.resolved import ResolvedLimit, limit_on
 from energy_model.widths import Widths
 from passes.graph import ModelGraph
 from passes.joint.quantizer import attach_codebooks, bake_codebooks, read_codebooks, set_codebooks
@@ -27,7 +27,7 @@ from passes.methods.joint.energy_training import EnergyAlternation
 from passes.methods.joint.finish import Finish
 from passes.methods.joint.finished import record, round_rest, write_solution
 from passes.methods.joint.rates import NominalRate
-from passes.methods.joint.setting import Setting, limit_on
+from passes.methods.joint.setting import Setting
 from passes.methods.joint.solve import Solution, with_zeros
 from passes.methods.joint.targets import find_targets
 from passes.methods.phases import Phase

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from energy_model.errors import InfeasibleBudget
 from energy_model.hardware import Hardware
-from energy_model.resolved import ResolvedLimit
+from energy_model.resolved import ResolvedLimit, limit_on
 from passes.graph import ModelGraph
 from passes.methods.joint.config import Joint
 from passes.methods.joint.energy_limit import EnergyLimit, require_hardware, require_served, under
@@ -146,8 +146,3 @@ class Setting:
                 remedy="Raise the limit; mode='both', a smaller min_bits or looser rules lower "
                 "the least.",
             )
-
-
-def limit_on(limits: Sequence[ResolvedLimit], key: str) -> ResolvedLimit | None:
-    """The limit of a key, if there is one."""
-    return next((limit for limit in limits if limit.key == key), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from energy_model.cost import CostTable
 from energy_model.errors import InfeasibleBudget
 from energy_model.resolved import ResolvedLimit
-from passes.dynamic.start import SparseShape
+from passes.dynamic.start import SparseShape, start_counts
 from passes.graph import ModelGraph, Site
 from passes.methods.problem import Problem, build_problem
 from passes.methods.sparse_training.config import SparseTraining
@@ -16,7 +16,6 @@ from passes.methods.sparse_training.start import (
     output_units,
     required_counts,
     shape_of,
-    start_counts,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from energy_model.cost import CostTable
-from energy_model.resolved import ResolvedLimit
+from energy_model.resolved import ResolvedLimit, limit_on
 from passes.dynamic.engine import Member, RewireEngine
 from passes.dynamic.schedule import Clock
 from passes.graph import Decision, ModelGraph
@@ -22,7 +22,7 @@ from passes.methods.sparse_training.budget import Allowed, allowed
 from passes.methods.sparse_training.config import SparseTraining
 from passes.methods.sparse_training.overrides import rule_for
 from passes.methods.sparse_training.penalty import penalty
-from passes.methods.sparse_training.size_limit import affordable, by_count, size_limit, trim
+from passes.methods.sparse_training.size_limit import affordable, by_count, remove_inactive, trim
 from passes.methods.sparse_training.start import (
     first_masks,
     output_units,
@@ -49,7 +49,7 @@ class DynamicSparseTraining(Method):
 
     def observe(self, graph: ModelGraph, run: Run) -> None:
         """Count by trials how many weights a limit on the size allows."""
-        limit = size_limit(run.limits)
+        limit = limit_on(run.limits, "size")
         if limit is None or run.size is None or run.costs is None:
             return
         others = [other for other in run.limits if other is not limit]
@@ -101,10 +101,7 @@ class DynamicSparseTraining(Method):
         cells = budget.counts() if self.config.masks is None else None
         masks = self._first(graph, budget, cells, None if run.one_shot else seed)
         if run.one_shot:
-            for site, shape in zip(budget.sites, budget.shapes, strict=True):
-                weight = graph.weight(site)
-                keep = masks[site.name].repeat_interleave(shape.block).reshape(weight.shape)
-                weight.masked_fill_(~keep, 0)
+            remove_inactive(graph, budget, masks)
             return
         epoch_steps = max(run.epoch_steps, 1)
         clock = Clock(max(1, run.total_steps // epoch_steps), epoch_steps)
@@ -210,7 +207,7 @@ class DynamicSparseTraining(Method):
     def finalize(self, graph: ModelGraph, run: Run) -> None:
         """Write the zeros into the weights; a limit on the size is met to the byte."""
         bake_masks(graph)
-        limit = size_limit(run.limits)
+        limit = limit_on(run.limits, "size")
         if limit is not None and run.size is not None and run.costs is not None:
             trim(graph, self._budget(graph, run.costs, run.limits), limit, run.size)
 

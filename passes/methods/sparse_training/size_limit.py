@@ -11,7 +11,7 @@ from torch import Tensor
 
 from energy_model.budget import Limit
 from energy_model.errors import InfeasibleBudget, PostconditionError, PreconditionError
-from energy_model.resolved import ResolvedLimit
+from energy_model.resolved import ResolvedLimit, limit_on
 from passes.dynamic.drop import smallest_of_all
 from passes.graph import Decision, ModelGraph
 from passes.methods.sparse_training.budget import Allowed
@@ -28,11 +28,6 @@ _NEAR = 0.01
 _BYTES = 5
 
 
-def size_limit(limits: Sequence[ResolvedLimit]) -> ResolvedLimit | None:
-    """The limit on the size, if there is one."""
-    return next((limit for limit in limits if limit.key == "size"), None)
-
-
 def by_count(limits: Sequence[ResolvedLimit], most: int | None) -> tuple[ResolvedLimit, ...]:
     """The limits, with one on nonzeros in place of that on the size.
 
@@ -43,7 +38,7 @@ def by_count(limits: Sequence[ResolvedLimit], most: int | None) -> tuple[Resolve
     Raises:
         PreconditionError: There is a limit on the size, and nobody has counted what it allows.
     """
-    if size_limit(limits) is None:
+    if limit_on(limits, "size") is None:
         return tuple(limits)
     if most is None:
         raise PreconditionError(
@@ -113,11 +108,22 @@ def affordable(
 
 def _masked(graph: ModelGraph, budget: Allowed, masks: Mapping[str, Tensor]) -> ModelGraph:
     graph = copy.deepcopy(graph)
+    remove_inactive(graph, budget, masks)
+    return graph
+
+
+def remove_inactive(graph: ModelGraph, budget: Allowed, masks: Mapping[str, Tensor]) -> None:
+    """Zero all weights outside masks.
+
+    Args:
+        graph: Its weights change.
+        budget: For the cells.
+        masks: Active cells by name of the site, boolean, flat.
+    """
     for site, shape in zip(budget.sites, budget.shapes, strict=True):
         weight = graph.weight(site)
         keep = masks[site.name].repeat_interleave(shape.block).reshape(weight.shape)
         weight.masked_fill_(~keep, 0)
-    return graph
 
 
 def trim(graph: ModelGraph, budget: Allowed, limit: ResolvedLimit, measure: Measure) -> None:

@@ -11,7 +11,7 @@ import torch
 from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.dynamic.allocation import block_shares
-from passes.dynamic.start import SparseShape, uniform_exact
+from passes.dynamic.start import SparseShape, start_counts
 from passes.graph import LayerRule, ModelGraph, Site
 from passes.methods.tied.config import TiedWeights
 from passes.rewrite.tied_weights import why_not_tied
@@ -163,17 +163,7 @@ def _require_room(
 
 def _counts(shapes: Sequence[SparseShape], floors: Sequence[int], total: int) -> list[int]:
     """Entries of every bank: the same share of all, or else their floor; `total` parameters."""
-    held = [floor == shape.cells for floor, shape in zip(floors, shapes, strict=True)]
-    while True:
-        rest = zip(shapes, floors, held, strict=True)
-        left = total - sum(floor * shape.block for shape, floor, h in rest if h)
-        free = [shape for shape, h in zip(shapes, held, strict=True) if not h]
-        found = iter(uniform_exact(free, left) if free else ())
-        counts = [f if h else next(found) for f, h in zip(floors, held, strict=True)]
-        below = [count < floor for count, floor in zip(counts, floors, strict=True)]
-        if not any(below):
-            return _filled(shapes, counts, total)
-        held = [h or b for h, b in zip(held, below, strict=True)]
+    return _filled(shapes, start_counts(shapes, floors, total, "uniform"), total)
 
 
 def _filled(shapes: Sequence[SparseShape], counts: Sequence[int], total: int) -> list[int]:

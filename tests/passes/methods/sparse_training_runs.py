@@ -23,6 +23,27 @@ ROWS = torch.randn(48, 12, generator=torch.Generator().manual_seed(2))
 ROW_BATCHES = [(ROWS[i : i + 8], LABELS[i : i + 8]) for i in range(0, 48, 8)]
 
 
+class Stop(BaseException):
+    """Ends a run from outside."""
+
+
+class Stopped:
+    """Batches that end the run after so many."""
+
+    def __init__(self, after: int, batches=BATCHES) -> None:
+        self.left, self.batches = after, batches
+
+    def __iter__(self):
+        for batch in self.batches:
+            if self.left == 0:
+                raise Stop
+            self.left -= 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def conv_net(seed: int = 0) -> nn.Sequential:
     """Sites 0, 2 and 5 of 72, 576 and 64 weights; inputs `(N, 1, 6, 6)`."""
     torch.manual_seed(seed)

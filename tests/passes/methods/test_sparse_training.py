@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sparse_training_runs import Stop, Stopped
 from torch import nn
 
 import transform
@@ -91,34 +92,13 @@ def test_the_history_has_a_row_for_every_event():
     assert not [row for row in static if "rewiring" in row]
 
 
-class Stop(BaseException):
-    pass
-
-
-class Stopped:
-    """Ends the run after so many batches."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __iter__(self):
-        for batch in DATA:
-            if self.left == 0:
-                raise Stop
-            self.left -= 1
-            yield batch
-
-    def __len__(self):
-        return len(DATA)
-
-
 @pytest.mark.parametrize(
     "rule", [pytest.param(r, marks=pytest.mark.slow) for r in OTHERS] + ["dsr_plus"]
 )
 def test_a_stopped_run_goes_on_bit_for_bit(rule, tmp_path):
     whole = trained(rule=rule)
     with pytest.raises(Stop):
-        trained(rule=rule, data=Stopped(15), out=tmp_path)
+        trained(rule=rule, data=Stopped(15, DATA), out=tmp_path)
     again = trained(rule=rule, out=tmp_path)
     assert state_digest(again.model) == state_digest(whole.model)
 

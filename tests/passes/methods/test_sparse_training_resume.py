@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sparse_training_runs import BATCHES, same, trained, watched
+from sparse_training_runs import Stop, Stopped, same, trained, watched
 
 KERNELS = {"rule": "dsr_exact", "granularity": "kernels", "layers": {"5": False}}
 SLOW = {"marks": pytest.mark.slow}
-
-
-class Stop(BaseException):
-    pass
-
-
-class Stopped:
-    """Ends the run after so many batches."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __iter__(self):
-        for batch in BATCHES:
-            if self.left == 0:
-                raise Stop
-            self.left -= 1
-            yield batch
-
-    def __len__(self):
-        return len(BATCHES)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparse_training_runs import BATCHES, CONV_TOTAL, trained, watched
+from sparse_training_runs import CONV_TOTAL, Stop, Stopped, trained, watched
 
 import transform
 from energy_model.errors import ArgumentError
@@ -45,27 +45,6 @@ def test_the_history_has_a_row_for_every_epoch():
     assert [row["events"] for row in rows] == [6, 6, 6, 6]
     assert sum(sum(row["dropped"].values()) for row in rows) > 0
     assert all(row["dropped"] == row["grown"] for row in rows)
-
-
-class Stop(BaseException):
-    pass
-
-
-class Stopped:
-    """Ends the run after so many batches."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __iter__(self):
-        for batch in BATCHES:
-            if self.left == 0:
-                raise Stop
-            self.left -= 1
-            yield batch
-
-    def __len__(self):
-        return len(BATCHES)
 
 
 @pytest.mark.parametrize(
