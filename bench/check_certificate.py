@@ -35,6 +35,8 @@ __all__ = ["UnusableInputError", "check", "main", "recount"]
 
 _COUNTED_BY_USE = ("energy", *MACS)
 _INSIDE = "file inside"
+# What no measurement of a time decides, however steady its rounds are.
+_RESOLUTION = 0.05
 
 
 class Row(NamedTuple):
@@ -76,8 +78,15 @@ def _bound_rows(limit: Mapping[str, Any]) -> Iterator[Row]:
     """The limit itself: what it allows, and whether it holds."""
     name, asked, maximum = limit["limit"], str(limit["asked"]), limit["maximum"]
     if share := re.fullmatch(r"\w*<=\s*(\d+(?:\.\d+)?)\s*%", asked):
-        most = math.floor(Fraction(share[1]) / 100 * Fraction(limit["base"]))
+        exactly = Fraction(share[1]) / 100 * Fraction(limit["base"])
+        # Counts are whole; of a time there is every part.
+        most = math.floor(exactly) if limit["kind"] == "exact" else float(exactly)
         yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
+    if limit.get("undecidable"):
+        noise = max(_RESOLUTION, limit["measurement"]["spread"])
+        close = abs(limit["reached"] - maximum) <= noise * maximum
+        yield Row(f"{name}, holds", "undecidable", f"noise {noise:.1%}", close and None, asked)
+        return
     holds = bool(limit["holds"]) and limit["reached"] <= maximum
     yield Row(f"{name}, holds", limit["holds"], limit["reached"] <= maximum, holds, asked)
 

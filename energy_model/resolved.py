@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from energy_model.budget import Limit
+from energy_model.units import format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,10 @@ class ResolvedLimit:
     def key(self) -> str:
         """The limit's key, e.g. `"energy"`."""
         return self.limit.key
+
+    def amount(self, value: float) -> str:
+        """`value` in the unit of the limit, for people."""
+        return format_seconds(value) if self.key == "latency" else f"{value:,}"
 
     def share(self, value: float) -> str:
         """`value` as a percentage of the base, for people."""

@@ -44,6 +44,10 @@ class Call:
         """Whether a tensor's first dimension is the batch: its size is that of the first tensor."""
         return tensor.dim() > 0 and tensor.shape[0] == self.batch_size
 
+    def rows(self, indices: Tensor) -> Call:
+        """The call of some of its samples, by index, int64 `(n,)`."""
+        return self.map(lambda t: t[indices.to(t.device)] if self.batched(t) else t)
+
     def fresh(self) -> Call:
         """The same call on copies: a model may change its inputs in place."""
         return self.map(torch.clone)
@@ -59,6 +63,18 @@ class Batch:
 
     call: Call
     targets: Any = None
+
+    def rows(self, indices: Tensor) -> Batch:
+        """Some of its samples, by index, int64 `(n,)`."""
+        targets = Call((self.targets,))
+        size = self.call.batch_size
+
+        def taken(tensor: Tensor) -> Tensor:
+            if tensor.dim() == 0 or tensor.shape[0] != size:
+                return tensor
+            return tensor[indices.to(tensor.device)]
+
+        return Batch(self.call.rows(indices), targets.map(taken).args[0])
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:

@@ -47,6 +47,7 @@ from energy_model.errors import (  # noqa: E402
 )
 from energy_model.hardware import Hardware  # noqa: E402
 from passes.methods.energy_projection import EnergyProjection  # noqa: E402
+from passes.methods.ising.config import Ising  # noqa: E402
 from passes.methods.joint.config import Joint  # noqa: E402
 from passes.methods.magnitude import Magnitude  # noqa: E402
 from passes.methods.quantize_config import Quantize  # noqa: E402
@@ -96,6 +97,7 @@ __all__ = [
     "Hardware",
     "HardwareError",
     "InfeasibleBudget",
+    "Ising",
     "Joint",
     "L1Channels",
     "L2Channels",

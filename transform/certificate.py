@@ -9,9 +9,14 @@ from typing import Any
 from energy_model.cost import Cost, CostTable
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
+from energy_model.timing import relative_noise
 from energy_model.units import format_bytes, format_count, format_joules, format_seconds
 from transform.limits import Value
 
+REMEASURE = (
+    "The machine was slower, or had more other work, than when the structure was chosen: run again "
+    "when it is quiet, or allow more."
+)
 FORMAT = "transform-certificate"
 VERSION = 1
 _UNITS = {
@@ -59,8 +64,47 @@ class CertificateRow:
 
     @property
     def holds(self) -> bool:
-        """Whether the limit is met."""
+        """Whether the value is within the limit; of a measured one see also `undecidable`."""
         return self.reached <= self.maximum
+
+    @property
+    def undecidable(self) -> bool:
+        """Whether the noise of a measured value covers its difference from the limit.
+
+        Another measurement may lie on the other side.
+        """
+        if self.kind != "measured" or self.measurement is None:
+            return False
+        noise = relative_noise(self.measurement["spread"])
+        return abs(self.reached - self.maximum) <= noise * self.maximum
+
+    @property
+    def fails(self) -> bool:
+        """Whether the limit is certainly exceeded."""
+        return not self.holds and not self.undecidable
+
+    def told(self, value: float) -> str:
+        """A value of this limit, for people."""
+        return format_value(self.limit, value) if self.kind == "measured" else f"{value:,}"
+
+    def __str__(self) -> str:
+        sign = "undecidable within the noise" if self.undecidable else "holds"
+        share = f" ({100 * self.reached / self.base:.2f} % of the original)" if self.base else ""
+        reached = format_value(self.limit, self.reached, self.unit)
+        return (
+            f"{self.asked}: {'FAILS' if self.fails else sign}, reached {reached}{share}, "
+            f"{self.kind}{self._how()}"
+        )
+
+    def _how(self) -> str:
+        """Spread and conditions of a measurement."""
+        found = self.measurement
+        if found is None:
+            return ""
+        most = f", the limit is {self.told(self.maximum)}" if self.undecidable else ""
+        spread = f" (median, rounds vary by {found['spread']:.1%}{most})"
+        threads = f"{found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+        return f"{spread} at batch {found['batch']}, {threads}, {found['machine']}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +143,13 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether every limit is met."""
+        """Whether every value is within its limit."""
         return all(row.holds for row in self.rows)
+
+    @property
+    def failed(self) -> tuple[CertificateRow, ...]:
+        """The limits that are certainly exceeded."""
+        return tuple(row for row in self.rows if row.fails)
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object; `bench/check_certificate.py` reads it."""
@@ -111,7 +160,7 @@ class Certificate:
             "file": asdict(self.source),
             "hardware": self.costs.hardware.to_dict(),
             "holds": self.holds,
-            "limits": [asdict(row) | {"holds": row.holds} for row in self.rows],
+            "limits": [_row(row) for row in self.rows],
             "layers": [self._layer(row) for row in self.costs],
             "totals": {
                 "macs": total.macs,
@@ -139,7 +188,8 @@ class Certificate:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
         """Read what `to_dict` wrote."""
-        limits = [{k: v for k, v in row.items() if k != "holds"} for row in data["limits"]]
+        known = CertificateRow.__slots__
+        limits = [{k: v for k, v in row.items() if k in known} for row in data["limits"]]
         costs = {"rows": [layer["cost"] for layer in data["layers"]], "hardware": data["hardware"]}
         names = {
             layer["name"]: layer["initializers"][0]
@@ -154,16 +204,14 @@ class Certificate:
         )
 
     def __str__(self) -> str:
-        lines = []
-        for row in self.rows:
-            sign = "holds" if row.holds else "FAILS"
-            share = f" ({100 * row.reached / row.base:.2f} % of the original)" if row.base else ""
-            reached = format_value(row.limit, row.reached, row.unit)
-            lines.append(
-                f"{row.asked}: {sign}, reached {reached}{share}, {row.kind}, "
-                f"counted from {self.source.name} {self.source.sha256[:12]}"
-            )
-        return "\n".join(lines)
+        source = f"counted from {self.source.name} {self.source.sha256[:12]}"
+        return "\n".join(f"{row}, {source}" for row in self.rows)
+
+
+def _row(row: CertificateRow) -> dict[str, Any]:
+    """A row as JSON; of a measured one also whether it decides anything."""
+    found = asdict(row) | {"holds": row.holds}
+    return found if row.kind == "exact" else found | {"undecidable": row.undecidable}
 
 
 def format_value(key: str, value: float, unit: str = "") -> str:

@@ -20,8 +20,9 @@ from transform import arguments
 from transform.choice import Choice, Methods, choose_method
 from transform.evaluate import Metric
 from transform.gradients import Gradients
-from transform.pipeline import Request, run
+from transform.pipeline import run
 from transform.progress import Mode, Progress
+from transform.request import Request
 from transform.require import require_model
 from transform.result import Compressed
 from transform.training.config import TrainConfig

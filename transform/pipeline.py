@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,92 +13,26 @@ from torch.nn.utils import parametrize
 from energy_model.budget import Budget, Limit
 from energy_model.cost import CostTable
 from energy_model.errors import PostconditionError, PreconditionError, UnsupportedBudget
-from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, LayerRule, ModelGraph, Site
-from passes.inputs import Call
 from passes.isolation import copied
-from passes.joint.codebook import Codebook
 from passes.methods.base import Method, Run
 from passes.methods.plan import Plan
 from passes.quantize.activations import ActivationQuantizer
-from passes.quantize.encoding import Encoding
-from passes.quantize.widths import apply_widths
-from passes.reconstruct.config import Reconstruction
 from passes.reconstruct.layers import reconstruct
-from passes.rewrite.dead_structure import remove_dead_structure
-from passes.selectors import Selector, select_layers
+from passes.selectors import select_layers
 from passes.tracing.trace import trace
-from transform.certificate import Source, certify
-from transform.choice import Choice
-from transform.evaluate import Metric, evaluate
+from transform.certificate import REMEASURE, Source, certify
+from transform.evaluate import evaluate
 from transform.fingerprint import state_digest
-from transform.gradients import Gradients
+from transform.finished import traced_anew, without_dead_structure
 from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
+from transform.request import Request
 from transform.result import Compressed, Costs, smaller_layers
+from transform.run_setting import run_setting, stopwatch
 from transform.sizes import Sizes, count_sizes
-from transform.training.fit import Training, fit, run_identity
-from transform.unlabelled import Unlabelled
-
-_Form = TypeVar("_Form", Encoding, Codebook)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A checked request.
-
-    Attributes:
-        model: The caller's model; only copied.
-        budget: What was asked.
-        call: Example arguments, on the device of the run.
-        choice: The method.
-        hardware: The accelerator of the energy model.
-        device: Where to work.
-        seed: Seed of all randomness.
-        valid: Labelled batches, or `None`.
-        metric: The user's metric, or `None`.
-        training: How to train; `None` compresses in one shot.
-        layers: Rules for single layers; see `passes.selectors`.
-        gradients: Mean gradients of the loss, or `None` without labelled data.
-        keep_shapes: Leave dead channels in place.
-        batches: Unlabelled batches, or `None` without data.
-        reconstruct: How to fit layers to the original's outputs; `None` does not.
-        origin: The result that `model` comes from: its original is what budgets are relative to.
-    """
-
-    model: nn.Module
-    budget: Budget
-    call: Call
-    choice: Choice
-    hardware: Hardware
-    device: torch.device
-    seed: int
-    valid: Iterable[Any] | None
-    metric: Metric | None
-    training: Training | None
-    layers: Mapping[Selector, Any] | None = None
-    gradients: Gradients | None = None
-    keep_shapes: bool = False
-    batches: Unlabelled | None = None
-    reconstruct: Reconstruction | None = None
-    origin: Compressed | None = None
-
-    def nonzeros(self, site: Site) -> int:
-        """Nonzero weights of a layer in the caller's own model."""
-        path, attribute = site.owners[0]
-        parameter = getattr(self.model.get_submodule(path), attribute).detach().reshape(-1)
-        return int(torch.count_nonzero(parameter[site.start : site.start + site.size]))
-
-    @property
-    def identity(self) -> str:
-        """A digest of everything that makes two runs the same run."""
-        training = self.training.identity if self.training else None
-        config = self.choice.config.to_dict()
-        rules = [(getattr(k, "__name__", k), v) for k, v in (self.layers or {}).items()]
-        parts = (str(self.budget), config, self.hardware.to_dict(), self.seed, rules)
-        fitted = self.reconstruct.to_dict() if self.reconstruct else None
-        return run_identity(state_digest(self.model), *parts, training, fitted)
+from transform.training.fit import fit
 
 
 def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Compressed:
@@ -111,24 +44,12 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     sites, graph.rules = graph.by_name, select_layers(graph, request.layers)
     graph.decisions += [Decision(name, "rule", _told(rule)) for name, rule in graph.rules.items()]
     graph.decisions += [Decision("", f"method {choice.spec.name!r}", choice.why), *notes]
-    subject = Subject(graph, request.hardware)
+    watch = stopwatch(request)
+    subject = Subject(graph, request.hardware, timed=partial(watch.timing, "original"))
     with show.stage("resolving the budget"):
         before, limits = subject.costs, resolve(request.budget, subject, request.origin)
         bases = _bases(subject, limits, request.origin)
-    setting = Run(
-        torch.Generator().manual_seed(request.seed),
-        request.device,
-        one_shot=training is None,
-        limits=limits,
-        costs=before,
-        total_steps=training.steps if training else 0,
-        epoch_steps=training.steps // max(1, training.config.epochs) if training else 0,
-        gradients=request.gradients,
-        batches=request.batches,
-        bits=_earlier_bits(request.origin),
-        archive=lambda finished: _file_bytes(finished, request, "archive"),
-        size=lambda finished: _file_bytes(finished, request, "size", limits),
-    )
+    setting = run_setting(request, limits, before, watch)
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
         method.observe(graph, setting)
@@ -147,7 +68,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         if method.needs_shapes():
             graph.decisions.append(Decision("", "dead channels stay", method.needs_shapes()))
         elif not request.keep_shapes:
-            graph.decisions += _without_dead_structure(graph)
+            graph.decisions += without_dead_structure(graph)
         finished = _finished(graph, request, sites)
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan, before, bases)
@@ -236,14 +157,6 @@ def _bases(
     return {key: base_value(key, subject).number for key in sorted(COUNTED)} | known
 
 
-def _earlier_bits(origin: Compressed | None) -> dict[str, int]:
-    """Bits of the weights of an earlier result, by site."""
-    if origin is None:
-        return {}
-    uniform = {name: encoding.bits for name, encoding in origin.graph.encodings.items()}
-    return uniform | {name: book.bits for name, book in origin.graph.codebooks.items()}
-
-
 def _base(limit: Limit, subject: Subject, origin: Compressed | None) -> int | float:
     """The value of the original dense model; 0 where it is neither known nor needed.
 
@@ -287,14 +200,6 @@ def resolve(
     return tuple(resolved)
 
 
-def _without_dead_structure(graph: ModelGraph) -> list[Decision]:
-    """Remove channels that a method left dead; a model that does not allow it keeps them."""
-    try:
-        return remove_dead_structure(graph)
-    except PreconditionError as error:
-        return [Decision("", "dead channels stay", str(error))]
-
-
 def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) -> ModelGraph:
     """Trace the finished model anew: nothing is taken from the method's own books.
 
@@ -309,53 +214,10 @@ def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) ->
             where=f"method {request.choice.spec.name!r}",
             remedy="finalize() must bake them.",
         )
-    finished = _traced_anew(graph, request.call)
+    finished = traced_anew(graph, request.call)
     _check_rules(graph.rules, sites, finished, request)
     finished.decisions[:] = graph.decisions
     return finished
-
-
-def _file_bytes(
-    graph: ModelGraph, request: Request, key: str, limits: Sequence[ResolvedLimit] = ()
-) -> int:
-    """Bytes of the file of a model that a method has finished; the model is only copied."""
-    graph = copy.deepcopy(graph)
-    if not request.keep_shapes:
-        _without_dead_structure(graph)
-    finished = _traced_anew(graph, request.call)
-    return int(reached_value(key, Subject(finished, request.hardware, limits=limits)).number)
-
-
-def _traced_anew(graph: ModelGraph, call: Call) -> ModelGraph:
-    """The finished model traced again, with how its weights are written."""
-    finished = trace(graph.runnable, call)
-    finished.rewritten = graph.rewritten
-    finished.encodings = _carried(graph.encodings, graph, finished)
-    finished.codebooks = _carried(graph.codebooks, graph, finished)
-    apply_widths(finished)
-    return finished
-
-
-def _carried(
-    written: Mapping[str, _Form], graph: ModelGraph, finished: ModelGraph
-) -> dict[str, _Form]:
-    """How the weights that are left are written, each checked against its weight.
-
-    Args:
-        written: Of the graph's sites, by name.
-        graph: What the method has finished.
-        finished: The same, traced anew.
-    """
-    # By place first: traced anew, the parts of a cut attention weight have other names.
-    named = [site for site in graph.compressible if site.name in written]
-    places = {(site.owners, site.start): written[site.name] for site in named}
-    found = {}
-    for site in finished.compressible:
-        form = places.get((site.owners, site.start), written.get(site.name))
-        if form is not None:
-            form.check(finished.weight(site), site.name)
-            found[site.name] = form
-    return found
 
 
 def _told(rule: LayerRule) -> str:
@@ -407,13 +269,15 @@ def _certified(
     costs = Costs(before if origin is None else origin.costs.before, subject.costs)
     smaller = smaller_layers(costs)
     certificate = certify(limits, values, source, subject.costs, smaller=smaller)
-    for row in certificate.rows:
-        if not row.holds:
-            raise PostconditionError(
-                f"{row.asked} allows {row.maximum:,}, the finished model has {row.reached:,}",
-                where=f"method {choice.spec.name!r}",
-                remedy="This is an error of the method; please report it with the model.",
-            )
+    for row in certificate.failed:
+        raise PostconditionError(
+            f"{row.asked} allows {row.told(row.maximum)}, the finished model has "
+            f"{row.told(row.reached)}",
+            where=f"method {choice.spec.name!r}",
+            remedy="This is an error of the method; please report it with the model."
+            if row.kind == "exact"
+            else REMEASURE,
+        )
     return Compressed(
         model=graph.module,
         certificate=certificate,

@@ -16,7 +16,7 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.methods.plan import Plan
 from passes.storage.atomic import write_file
-from transform.certificate import Certificate, Source, certify
+from transform.certificate import REMEASURE, Certificate, Source, certify
 from transform.forms import write
 from transform.limits import Subject, reached_value
 from transform.sizes import Sizes
@@ -178,17 +178,25 @@ class Compressed:
         source = Source(written.path.name, recount.sha256, written.bytes, inside)
         smaller = smaller_layers(self.costs)
         certificate = certify(self.limits, values, source, recount.costs, names, smaller=smaller)
-        failed = [row for row in certificate.rows if not row.holds]
+        failed = certificate.failed
         if self.graph.encodings and failed:
             raise ExportError(
                 f"the form {written.form!r} does not keep {failed[0].asked}: it has "
-                f"{failed[0].reached:,}, allowed is {failed[0].maximum:,}",
+                f"{failed[0].told(failed[0].reached)}, allowed is "
+                f"{failed[0].told(failed[0].maximum)}",
                 where=str(written.path),
                 remedy=_remedy(written),
             )
         model, file = self.costs.after.total, recount.costs.total
         # As floats, quantized weights cost more than the model does.
         more = file.energy.exact > model.energy.exact and not self.graph.encodings
+        if failed and not more and failed[0].kind == "measured":
+            raise PostconditionError(
+                f"{failed[0].asked} allows {failed[0].told(failed[0].maximum)}, the file takes "
+                f"{failed[0].told(failed[0].reached)}",
+                where=str(written.path),
+                remedy=REMEASURE,
+            )
         if more or failed:
             raise PostconditionError(
                 f"the file counts {file.energy.exact:,} (exact energy), the model "

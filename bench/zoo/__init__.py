@@ -8,14 +8,21 @@ from passes.torchvision_shim import ensure_torchvision_importable
 
 ensure_torchvision_importable()
 
-from bench.zoo.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56  # noqa: E402
+from bench.zoo.cifar_resnet import (  # noqa: E402
+    CifarResNet,
+    resnet8_gray,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+)
 from bench.zoo.digits import digits_batches, train_digits  # noqa: E402
 from bench.zoo.digits_cnn import digits_cnn  # noqa: E402
 from bench.zoo.lenet5 import LeNet5, lenet5  # noqa: E402
 from bench.zoo.lenet5_caffe import LeNet5Caffe, lenet5_caffe  # noqa: E402
 from bench.zoo.lenet_300_100 import lenet_300_100, lenet_300_100_bn  # noqa: E402
 from bench.zoo.mlperftiny_resnet8 import ResNet8, mlperftiny_resnet8  # noqa: E402
-from bench.zoo.resnet import ResNet, resnet18, resnet34  # noqa: E402
+from bench.zoo.resnet import ResNet, resnet18, resnet18_gray, resnet34  # noqa: E402
 from bench.zoo.shufflenet import ShuffleNet, shufflenet  # noqa: E402
 from bench.zoo.vgg import VGG, vgg19  # noqa: E402
 from bench.zoo.wrn import (  # noqa: E402
@@ -45,7 +52,9 @@ __all__ = [
     "lenet_300_100",
     "lenet_300_100_bn",
     "mlperftiny_resnet8",
+    "resnet8_gray",
     "resnet18",
+    "resnet18_gray",
     "resnet20",
     "resnet32",
     "resnet34",

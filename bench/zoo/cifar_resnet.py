@@ -1,4 +1,4 @@
-"""The residual networks for CIFAR: ResNet-20, 32, 44 and 56.
+"""The residual networks for CIFAR: ResNet-20, 32, 44 and 56, and a small one for gray images.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with
 the shortcut without parameters (option A). The parameter names are those of the widely used trained
@@ -60,16 +60,17 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A 3 x 3 stem, three stages of 16, 32 and 64 channels, global mean and a linear layer.
 
-    Input `(N, 3, 32, 32)`, output `(N, num_classes)` logits. The depth is `6 * blocks + 2`.
+    Input `(N, in_channels, H, W)`, output `(N, num_classes)` logits. The depth is `6 * blocks + 2`.
 
     Args:
         blocks: Blocks in each stage.
         num_classes: Number of classes.
+        in_channels: Channels of the images.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, _WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
         self.layer1 = _stage(_WIDTHS[0], _WIDTHS[0], blocks, stride=1)
         self.layer2 = _stage(_WIDTHS[0], _WIDTHS[1], blocks, stride=2)
@@ -80,7 +81,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `(N, num_classes)` of images `(N, 3, 32, 32)`."""
+        """Logits `(N, num_classes)` of images `(N, in_channels, H, W)`."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: torch.Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
@@ -111,3 +112,8 @@ def resnet44(num_classes: int = 10) -> CifarResNet:
 def resnet56(num_classes: int = 10) -> CifarResNet:
     """ResNet-56: 853,018 parameters for 10 classes, initialised by torch's global generator."""
     return CifarResNet(9, num_classes)
+
+
+def resnet8_gray(num_classes: int = 10) -> CifarResNet:
+    """ResNet-8 for gray images: 75,002 parameters, initialised by torch's global generator."""
+    return CifarResNet(1, num_classes, in_channels=1)

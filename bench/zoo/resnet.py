@@ -44,16 +44,19 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3 x 3 stem, four stages of 64 to 512 channels, global mean and a linear layer.
 
-    Input `(N, 3, 32, 32)`, output `(N, num_classes)` logits.
+    Input `(N, in_channels, 32, 32)`, output `(N, num_classes)` logits.
 
     Args:
         blocks: Blocks in each of the four stages.
         num_classes: Number of classes.
+        in_channels: Channels of the images.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10) -> None:
+    def __init__(
+        self, blocks: tuple[int, int, int, int], num_classes: int = 10, in_channels: int = 3
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, _WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
         self.layer1 = _stage(_WIDTHS[0], _WIDTHS[0], blocks[0], stride=1)
         self.layer2 = _stage(_WIDTHS[0], _WIDTHS[1], blocks[1], stride=2)
@@ -62,7 +65,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(_WIDTHS[3], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `(N, num_classes)` of images `(N, 3, 32, 32)`."""
+        """Logits `(N, num_classes)` of images `(N, in_channels, 32, 32)`."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         logits: torch.Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
@@ -78,6 +81,11 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.
 def resnet18(num_classes: int = 10) -> ResNet:
     """ResNet-18: 11,173,962 parameters for 10 classes, initialised by torch's global generator."""
     return ResNet((2, 2, 2, 2), num_classes)
+
+
+def resnet18_gray(num_classes: int = 10) -> ResNet:
+    """ResNet-18 for gray images, 11,172,810 parameters, initialised as `resnet18`."""
+    return ResNet((2, 2, 2, 2), num_classes, in_channels=1)
 
 
 def resnet34(num_classes: int = 10) -> ResNet:

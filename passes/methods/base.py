@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from energy_model.cost import CostTable
+from energy_model.latency import LatencyModel
 from energy_model.resolved import ResolvedLimit
+from energy_model.timing import Timing
 from energy_model.widths import Widths
 from passes.graph import ModelGraph
-from passes.inputs import Call
+from passes.inputs import Batch, Call
 from passes.methods.config import MethodConfig
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
@@ -37,32 +39,45 @@ class Run:
         generator: The only source of randomness.
         device: Where the model is.
         one_shot: Nothing is trained after `prepare`.
+        further: The model is what an earlier run has left of the original, whose costs are the
+            bases of the limits.
         limits: The budget in absolute terms.
         costs: Costs of the original, and the hardware they belong to.
         total_steps: Optimizer steps of one phase of the training.
         epoch_steps: Optimizer steps of one epoch.
         gradients: Function of (model, number of batches): the mean gradient of the loss by name of
             the parameter, in evaluation mode; the model is left as it was. `None` without labels.
+        labelled: Function of the largest number wanted: one batch of labelled samples on the
+            device, the same ones for the same number, the classes balanced where targets are
+            classes; it returns `None` if the data has no targets. `None` without data.
         batches: Function of the largest number wanted: unlabelled calls on the device, the same
             ones whenever it is asked. `None` without data.
         bits: Bits that the weights of an earlier result have, by name of the site; of the model
             that is compressed further.
         archive: Function of a finished model, which it leaves alone: bytes of its archive.
         size: The same of its ONNX file.
+        latency: The same: how long its exported file takes, really measured.
+        latency_model: Function of a traced model and what its channel counts are to be multiples
+            of: predicts the latency of keep-states, fitted to networks that are measured when it is
+            first asked. The model is left alone.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     one_shot: bool = True
+    further: bool = False
     limits: tuple[ResolvedLimit, ...] = ()
     costs: CostTable | None = None
     total_steps: int = 0
     epoch_steps: int = 0
     gradients: Callable[[nn.Module, int], dict[str, Tensor]] | None = None
+    labelled: Callable[[int], Batch | None] | None = None
     batches: Callable[[int], Iterator[Call]] | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
     archive: Callable[[ModelGraph], int] | None = None
     size: Callable[[ModelGraph], int] | None = None
+    latency: Callable[[ModelGraph], Timing] | None = None
+    latency_model: Callable[[ModelGraph, int], LatencyModel] | None = None
 
 
 class Method(ABC):

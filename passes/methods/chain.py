@@ -23,6 +23,7 @@ from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph, Site
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
+from passes.methods.ising.config import Ising
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
 from passes.methods.registry import find_method
@@ -105,6 +106,13 @@ def _check_order(earlier: MethodSpec, config: MethodConfig, later: MethodSpec) -
             f"trained, when {later.name!r} has prepared its layers",
             where="method",
             remedy="Leave steps at 1.",
+        )
+    if isinstance(config, Ising) and config.search_share > 0:
+        raise ArgumentError(
+            f"{earlier.name!r} removes channels while the model is trained, when {later.name!r} "
+            "has prepared its layers",
+            where="method",
+            remedy="Search before training: Ising(search_share=0).",
         )
 
 

@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ from numpy.typing import NDArray
 
 from energy_model.cost import CostTable
 from energy_model.errors import PreconditionError
-from energy_model.resolved import ResolvedLimit
+from energy_model.latency import LatencyModel
+from energy_model.resolved import ResolvedLimit, limit_on
 from passes.graph import Decision, ModelGraph
+from passes.methods import latency_fit
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
-from passes.methods.plan import Plan, PlanRow
+from passes.methods.kept_units import KeptUnits, kept_rows
+from passes.methods.latency_fit import LatencyFit
+from passes.methods.plan import Plan
 from passes.methods.structured_config import (
     BatchNormChannels,
     L1Channels,
@@ -43,12 +48,16 @@ from passes.structure.importance import (
     random_scores,
     taylor_scores,
 )
-from passes.structure.select import Selection, restricted, select_global, select_per_layer
+from passes.structure.select import (
+    Selection,
+    restricted,
+    select_global,
+    select_per_layer,
+    select_smallest,
+)
 from passes.structure.state import full_state
 
 SERVES = frozenset({"macs", "params", "energy", "size", "nonzeros", "weight_bits", "sparse_macs"})
-
-KeptUnits = dict[str, list[int]]
 
 
 class StructuredPruning(Method):
@@ -67,6 +76,7 @@ class StructuredPruning(Method):
         self._reached: dict[str, float] = {}
         self._cuts: list[KeptUnits] = []
         self._known: tuple[ModelGraph, ChannelGroups] | None = None
+        self._latency: LatencyModel | None = None
 
     @abstractmethod
     def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
@@ -74,7 +84,7 @@ class StructuredPruning(Method):
 
     def observe(self, graph: ModelGraph, run: Run) -> None:
         """Draw a seed for whatever is random."""
-        self._run = run
+        self._run, self._latency = run, None
         self._seed = int(torch.randint(2**31, (), generator=run.generator))
 
     def plan(
@@ -88,16 +98,18 @@ class StructuredPruning(Method):
         """Decide which units stay; see `Method.plan`.
 
         With several steps in training this is a forecast: later steps score the trained weights.
+        A latency is predicted, and in the last step measured on the file of the chosen structure.
         """
         groups = self._groups(graph)
-        selection = self._select(graph, groups, costs, limits)
+        last = one_shot or self.config.steps == 1
+        selection, reached, details = self._choose(graph, groups, costs, limits, last)
         units = {g.name: np.flatnonzero(selection.state[g.name]).tolist() for g in groups.free}
         return Plan(
             self.name,
-            tuple(_row(group, units) for group in groups),
-            reached={limit.key: selection.reached[limit.key] for limit in limits},
+            kept_rows(groups, units),
+            reached={limit.key: reached[limit.key] for limit in limits},
             allowed={limit.key: limit.maximum for limit in limits},
-            details={"units": units},
+            details={"units": units, **details},
         )
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
@@ -105,6 +117,7 @@ class StructuredPruning(Method):
         self._graph, self._run = graph, run
         graph.decisions += self._stay(graph)
         if run.one_shot or self.config.steps == 1:
+            self._tell(graph, plan.details, run.limits)
             self._cut(plan.details["units"])
             self._reached = dict(plan.reached)
         else:
@@ -173,18 +186,69 @@ class StructuredPruning(Method):
         groups: ChannelGroups,
         costs: CostTable,
         limits: Sequence[ResolvedLimit],
+        *,
+        smallest: bool = False,
     ) -> Selection:
         bases = {x.key: int(self._reached.get(x.key, x.base)) for x in limits if x.key == "size"}
         keys = [limit.key for limit in limits]
-        structure = StructureCosts(graph, groups, costs.hardware, keys, bases)
-        scores = normalized(self.scores(graph, groups), self.config.normalize)
         multiple = self.config.channel_multiple or costs.hardware.channel_multiple
+        latency = self._latency_model(graph, multiple) if latency_fit.KEY in keys else None
+        structure = StructureCosts(graph, groups, costs.hardware, keys, bases, latency)
+        scores = normalized(self.scores(graph, groups), self.config.normalize)
+        if smallest:
+            return select_smallest(structure, groups, scores, multiple=multiple)
         if self.config.scope == "layer":
             return select_per_layer(structure, groups, scores, limits, multiple=multiple)
         per_cost = self.config.per_cost
         return select_global(
             structure, groups, scores, limits, multiple=multiple, per_cost=per_cost
         )
+
+    def _latency_model(self, graph: ModelGraph, multiple: int) -> LatencyModel:
+        """What predicts the latency, measured once."""
+        if self._latency is None:
+            measured = self._run.latency_model
+            if measured is None:
+                raise PreconditionError(
+                    "a limit on the latency needs a way to measure", where=f"method {self.name!r}"
+                )
+            self._latency = measured(graph, multiple)
+        return self._latency
+
+    def _choose(
+        self,
+        graph: ModelGraph,
+        groups: ChannelGroups,
+        costs: CostTable,
+        limits: Sequence[ResolvedLimit],
+        last: bool,
+    ) -> tuple[Selection, Mapping[str, float], dict[str, Any]]:
+        """The structure, what it reaches, and details of how a latency was reached.
+
+        Args:
+            graph: The model; copies of it are measured.
+            groups: Its groups.
+            costs: Costs of its sites.
+            limits: The budget.
+            last: Whether this is the structure that will be measured in the end.
+        """
+        select = partial(self._select, graph, groups, costs)
+        timed = self._run.latency if last and limit_on(limits, latency_fit.KEY) else None
+        if timed is None:
+            selection = select(limits)
+            return selection, selection.reached, {}
+        smallest = partial(select, limits, smallest=True)
+        measure = latency_fit.of_cut(graph, self._all_groups(graph), timed)
+        found = LatencyFit(select, smallest, measure).fit(limits)
+        return found.selection, found.reached, {latency_fit.KEY: found.details}
+
+    def _tell(
+        self, graph: ModelGraph, details: Mapping[str, Any], limits: Sequence[ResolvedLimit]
+    ) -> None:
+        """Say how a latency was reached, and how well it was predicted."""
+        limit = limit_on(limits, latency_fit.KEY)
+        if limit is not None and latency_fit.KEY in details:
+            graph.decisions.append(latency_fit.told(details[latency_fit.KEY], limit))
 
     def _cut_now(self, number: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Score the weights as they are, and remove as much as this step asks for."""
@@ -194,12 +258,16 @@ class StructuredPruning(Method):
             self.observe_again(self._graph)
         limits = self._limits_at(number)
         groups = self._groups(self._graph)
-        selection = self._select(self._graph, groups, self._run.costs, limits)
+        last = number == self.config.steps
+        selection, reached, details = self._choose(
+            self._graph, groups, self._run.costs, limits, last
+        )
+        self._tell(self._graph, details, limits)
         units = {g.name: np.flatnonzero(selection.state[g.name]).tolist() for g in groups.free}
         while len(self._cuts) < number - 1:
             self._cuts.append({})  # steps that a training that was too short has skipped
         self._cut(units, optimizer)
-        self._reached = {key: float(value) for key, value in selection.reached.items()}
+        self._reached = {key: float(value) for key, value in reached.items()}
 
     def observe_again(self, graph: ModelGraph) -> None:
         """Gather anew what the scores need, in the middle of training."""
@@ -210,9 +278,7 @@ class StructuredPruning(Method):
         if share >= 1:
             return self._run.limits
         return tuple(
-            replace(x, maximum=max(x.maximum, math.ceil(x.base * (x.maximum / x.base) ** share)))
-            if 0 < x.maximum < x.base
-            else x
+            replace(x, maximum=max(x.maximum, _between(x, share))) if 0 < x.maximum < x.base else x
             for x in self._run.limits
         )
 
@@ -229,6 +295,12 @@ class StructuredPruning(Method):
         self._cuts.append({name: list(kept) for name, kept in units.items()})
 
 
+def _between(limit: ResolvedLimit, share: float) -> float:
+    """A limit on the way from the original to the target, geometrically."""
+    value: float = limit.base * (limit.maximum / limit.base) ** share
+    return value if limit.key == latency_fit.KEY else math.ceil(value)
+
+
 def _mask(kept: Sequence[int], size: int) -> NDArray[np.bool_]:
     mask = np.zeros(size, dtype=bool)
     mask[list(kept)] = True
@@ -243,18 +315,6 @@ def _limited(group: ChannelGroup, scores: Scores, least: float) -> ChannelGroup:
         return replace(group, frozen=True, why="has nothing that this score is made of")
     minimum = math.ceil(round(least * group.units, 6))
     return replace(group, minimum=max(group.minimum, minimum))
-
-
-def _row(group: ChannelGroup, units: Mapping[str, Sequence[int]]) -> PlanRow:
-    if group.frozen:
-        return PlanRow(group.name, group.units, group.units, group.why)
-    keep = len(units[group.name])
-    why = "by the budget"
-    if keep == group.units:
-        why = "all kept"
-    elif keep <= group.minimum:
-        why = "at its minimum"
-    return PlanRow(group.name, group.units, keep, why)
 
 
 class L1Pruning(StructuredPruning):
@@ -332,7 +392,8 @@ def _spec(
 ) -> MethodSpec:
     needs = frozenset({"labels"}) if method is TaylorPruning else frozenset()
     keeps = frozenset({"zeros"})
-    return MethodSpec(method.name, config, method, SERVES, source, keeps=keeps, needs=needs)
+    serves = SERVES | {latency_fit.KEY}
+    return MethodSpec(method.name, config, method, serves, source, keeps=keeps, needs=needs)
 
 
 L1 = _spec(L1Pruning, L1Channels, "Li et al., ICLR 2017")

@@ -5,6 +5,7 @@ A gated model computes what the model without these channels computes, at the si
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,59 +79,80 @@ def insert_gates(graph: ModelGraph, groups: ChannelGroups, state: State) -> Grap
         PreconditionError: The model has no graph, or cannot be copied.
         UnsupportedLayer: Heads are dropped of an attention layer that cannot lose any.
     """
-    if graph.graph_module is None:
-        raise PreconditionError(
-            "the model cannot be traced as a whole, so that no gate can be placed",
-            where=type(graph.module).__name__,
-            remedy="The decisions of the graph say what could not be traced.",
-        )
+    original = gateable_module(graph)
     state = checked_state(groups, state)
     losing = [group for group in groups.free if not state[group.name].all()]
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
-    module: Any = copied(graph.graph_module, device)
+    module: Any = copied(original, device)
     # Copies may rename nodes; they keep the order.
-    originals = (node.name for node in graph.graph_module.graph.nodes)
+    originals = (node.name for node in original.graph.nodes)
     nodes = dict(zip(originals, module.graph.nodes, strict=True))
-    for (name, dim), keep in _read(losing, state).items():
-        _insert(module, nodes[name], Gate(torch.from_numpy(keep).to(device), dim))
-    for path, keep in _heads(module, losing, state).items():
+    for (name, dim), keep in _kept(reader_places(losing), state).items():
+        insert_gate(module, nodes[name], Gate(torch.from_numpy(keep).to(device), dim))
+    for path, keep in _kept(head_places(module, losing), state).items():
         _gate_heads(module, path, torch.from_numpy(keep).to(device))
     module.graph.lint()
     module.recompile()
     return module  # type: ignore[no-any-return]
 
 
-def _read(losing: list[ChannelGroup], state: State) -> dict[tuple[str, int], _Keep]:
-    """What each reader may see, by node and dimension."""
-    found: dict[tuple[str, int], _Keep] = {}
-    for group in losing:
+def gateable_module(graph: ModelGraph) -> GraphModule:
+    """The traced graph that gates are put into.
+
+    Raises:
+        PreconditionError: There is none.
+    """
+    if graph.graph_module is None:
+        raise PreconditionError(
+            "the model cannot be traced as a whole, so that no gate can be placed",
+            where=type(graph.module).__name__,
+            remedy="The decisions of the graph say what could not be traced.",
+        )
+    return graph.graph_module
+
+
+# Where a gate belongs, the group whose units it sees, and the unit of each index or -1.
+Places = Iterator[tuple[Any, ChannelGroup, NDArray[np.int64]]]
+
+
+def reader_places(groups: Iterable[ChannelGroup]) -> Places:
+    """Every node that reads channels of a group, as its name and the dimension of its input.
+
+    A node that reads several groups comes once for each.
+    """
+    for group in groups:
         for reader in group.readers:
-            _join(found, (reader.node, reader.dim), kept_along(reader.units, state[group.name]))
-    return {place: keep for place, keep in found.items() if not keep.all()}
+            yield (reader.node, reader.dim), group, reader.units
 
 
-def _heads(module: nn.Module, losing: list[ChannelGroup], state: State) -> dict[str, _Keep]:
-    """What the output projection of each attention layer may see, by path of the layer."""
+def head_places(module: nn.Module, groups: Iterable[ChannelGroup]) -> Places:
+    """Every attention layer whose output projection reads heads of a group, by its path."""
     layers = {
         path
         for path, part in module.named_modules(remove_duplicate=False)
         if isinstance(part, nn.MultiheadAttention | HeadAttention)
     }
-    found: dict[str, _Keep] = {}
-    for group in losing:
+    for group in groups:
         for member in group.members:
             owner, _, name = member.path.rpartition(".")
             if owner in layers and (name, member.role) == ("out_proj", "in"):
-                _join(found, owner, kept_along(member.units, state[group.name]))
-    return found
+                yield owner, group, member.units
 
 
-def _join(found: dict[Any, _Keep], place: Any, keep: _Keep) -> None:
-    found[place] = found[place] & keep if place in found else keep
+def _kept(places: Places, state: State) -> dict[Any, _Keep]:
+    """What may be seen at each place, where that is not all."""
+    found: dict[Any, _Keep] = {}
+    for place, group, units in places:
+        keep = kept_along(units, state[group.name])
+        found[place] = found[place] & keep if place in found else keep
+    return {place: keep for place, keep in found.items() if not keep.all()}
 
 
-def _insert(module: GraphModule, node: Node, gate: Gate) -> None:
-    """Put a gate between a node and its first argument, and nowhere else."""
+def insert_gate(module: GraphModule, node: Node, gate: Gate) -> None:
+    """Put a gate between a node and its first argument, and nowhere else.
+
+    The graph is to be compiled anew when all gates are there.
+    """
     by_name = next((name for name in ("input", "self") if name in node.kwargs), "")
     source = node.args[0] if node.args else node.kwargs[by_name]
     path = _fresh(module, node.name)

@@ -2,8 +2,9 @@
 
 Parameters, multiply-accumulates, nonzeros and energy depend on the number of kept units alone, and
 are bilinear in it but for the energy; where weights hold zeros or inputs are masked, also on which
-units they are. Bytes of the exported file are an upper bound that is nearly met. Energies are
-multiples of 1/256, which floats hold exactly; all that is whole is an integer.
+units they are. Bytes of the exported file are an upper bound that is nearly met, the latency is
+predicted. Energies are multiples of 1/256, which floats hold exactly; all that is whole is an
+integer.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from numpy.typing import NDArray
 
 from energy_model.errors import ArgumentError, PreconditionError, UnsupportedBudget
 from energy_model.hardware import Hardware
+from energy_model.latency import LatencyModel
 from energy_model.unit_prices import plain
 from passes.graph import ModelGraph
 from passes.structure.cost_terms import Product, Term, View, merged, one_hot
 from passes.structure.file_bytes import file_terms
 from passes.structure.geometry import uncounted
 from passes.structure.groups import ChannelGroups
+from passes.structure.latency_terms import latency_terms
 from passes.structure.lines import Lines
 from passes.structure.site_terms import parameter_terms, site_terms
 from passes.structure.state import State, checked_state, full_state
 from passes.structure.tally import Tally
 
 KEYS = ("energy", "size", "weight_bits", "nonzeros", "params", "macs", "sparse_macs")
+# Predicted by a model that was fitted to measurements; nobody knows it without one.
+LATENCY = "latency"
 
 # Costs of which a group can have a part that is not counted: see `geometry.uncounted`.
-_BY_SHAPE = frozenset({"energy", "macs", "sparse_macs"})
+_BY_SHAPE = frozenset({"energy", "macs", "sparse_macs", LATENCY})
 
 
 class StructureCosts:
@@ -39,8 +44,9 @@ class StructureCosts:
         graph: The traced model; not changed.
         groups: Its channel groups.
         hardware: The accelerator of the energy model.
-        keys: Which costs, of `KEYS`.
+        keys: Which costs, of `KEYS`; and `"latency"`, in seconds, which is predicted.
         bases: Bytes of the original's file, for `"size"`.
+        latency: Predicts `"latency"` from the widths of the layers.
 
     Attributes:
         keys: The costs, in order.
@@ -49,7 +55,7 @@ class StructureCosts:
 
     Raises:
         UnsupportedBudget: A cost is not known.
-        ArgumentError: The size is asked for without its base.
+        ArgumentError: The size is asked for without its base, or the latency without its model.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class StructureCosts:
         hardware: Hardware,
         keys: Sequence[str] = ("energy", "params", "macs"),
         bases: Mapping[str, int] | None = None,
+        latency: LatencyModel | None = None,
     ) -> None:
         self.keys = tuple(keys)
         for key in self.keys:
@@ -72,6 +79,8 @@ class StructureCosts:
             terms += parameter_terms(graph, lines, self.keys)
         if "size" in self.keys:
             terms += _size_terms(graph, lines, self.keys, bases or {})
+        if LATENCY in self.keys:
+            terms += latency_terms(graph, lines, _required(latency), self.keys)
         self.lines = tuple(lines.all)
         terms = [term for term in terms if any(term.weights)]
         self._all = tuple(terms)
@@ -138,12 +147,22 @@ class StructureCosts:
 
 
 def _check_key(key: str) -> None:
-    if key not in KEYS:
+    if key not in (*KEYS, LATENCY):
         raise UnsupportedBudget(
             f"the limit {key!r} cannot be counted from which channels stay",
             where="budget",
-            remedy=f"Limits that can are {', '.join(KEYS)}.",
+            remedy=f"Limits that can are {', '.join((*KEYS, LATENCY))}.",
         )
+
+
+def _required(model: LatencyModel | None) -> LatencyModel:
+    if model is None:
+        raise ArgumentError(
+            "the latency is asked for without a model that predicts it",
+            where="latency",
+            remedy="Pass one that was fitted to measured networks: bench.latency_model.",
+        )
+    return model
 
 
 def _summed(terms: Sequence[Term], view: View, count: int) -> tuple[float, ...]:

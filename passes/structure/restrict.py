@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -48,6 +49,22 @@ def restricted(groups: ChannelGroups, graph: ModelGraph) -> ChannelGroups:
     )
     found = tuple(_with(group, reasons, least) for group in groups)
     return ChannelGroups(found, (*groups.decisions, *decisions))
+
+
+def keeping_at_least(groups: ChannelGroups, share: float) -> ChannelGroups:
+    """The groups, each of which keeps at least a share of its units.
+
+    Args:
+        groups: The groups.
+        share: From 0 to 1.
+    """
+
+    def least(group: ChannelGroup) -> ChannelGroup:
+        count = math.ceil(round(share * group.units, 6))
+        return replace(group, minimum=max(group.minimum, count))
+
+    found = (group if group.frozen else least(group) for group in groups)
+    return replace(groups, groups=tuple(found))
 
 
 def _with(

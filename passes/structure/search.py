@@ -140,9 +140,10 @@ class Search:
         layers.pop("", None)
         binding = max(layers, key=layers.__getitem__, default="")
         raise InfeasibleBudget(
-            f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
-            f"original), but {tightest:,} ({limit.share(tightest)}) is what the fewest channels "
-            f"need; layer {binding!r} needs most of it",
+            f"{limit.limit} asks for {limit.amount(limit.maximum)} "
+            f"({limit.share(limit.maximum)} of the original), but {limit.amount(tightest)} "
+            f"({limit.share(tightest)}) is what the fewest channels need; layer {binding!r} "
+            "needs most of it",
             limit=limit.key,
             asked=limit.maximum,
             tightest=tightest,
@@ -155,8 +156,9 @@ class Search:
         found = self.groups.decisions
         why = [f"{decision.layer or 'the model'} {decision.why}" for decision in found]
         return InfeasibleBudget(
-            f"{limit.limit} asks for {limit.maximum:,}, the model has {value:,}, and no channel of "
-            f"it can be removed: {'; '.join(why[:3]) or 'no layer has channels'}",
+            f"{limit.limit} asks for {limit.amount(limit.maximum)}, the model has "
+            f"{limit.amount(value)}, and no channel of it can be removed: "
+            f"{'; '.join(why[:3]) or 'no layer has channels'}",
             limit=limit.key,
             asked=limit.maximum,
             tightest=value,

@@ -22,7 +22,14 @@ from passes.structure.restrict import restricted
 from passes.structure.search import Scores, Search
 from passes.structure.state import State
 
-__all__ = ["Selection", "repair", "restricted", "select_global", "select_per_layer"]
+__all__ = [
+    "Selection",
+    "repair",
+    "restricted",
+    "select_global",
+    "select_per_layer",
+    "select_smallest",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +135,20 @@ def select_per_layer(
         for name in changes[share]:
             search.move_out(name)
     search.check()
+    return _selection(search)
+
+
+def select_smallest(
+    costs: StructureCosts, groups: ChannelGroups, scores: Scores, *, multiple: int = 1
+) -> Selection:
+    """The fewest units of every group stay, those with the highest scores.
+
+    Args, Raises: As `select_global`; there is no limit that could be exceeded.
+    """
+    search = Search(costs, groups, scores, (), multiple, None)
+    for name, ranking in search.rankings.items():
+        while ranking.next_out() is not None:
+            search.move_out(name)
     return _selection(search)
 
 

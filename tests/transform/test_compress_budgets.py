@@ -196,14 +196,14 @@ def test_one_infeasible_limit_of_two_is_named():
 
 
 SINGLE_WEIGHTS = ("energy", "magnitude")
-NOBODY = ("latency", "ram")
+NOBODY = ("ram",)
 STRUCTURED = "bn_gamma, l1, l2, random, taylor"
 
 
 @pytest.mark.parametrize(
     ("method", "key"),
     [("auto", key) for key in NOBODY]
-    + [(m, key) for m in SINGLE_WEIGHTS for key in (*NOBODY, "size", "params", "macs")],
+    + [(m, key) for m in SINGLE_WEIGHTS for key in (*NOBODY, "size", "params", "macs", "latency")],
 )
 @pytest.mark.parametrize("extra", [{}, {"energy": 0.5}])
 def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, extra):
@@ -211,11 +211,12 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
         compress({key: 0.5} | extra, method=method)
     message = str(caught.value)
     assert repr(key) in message
-    served = "Limits that are served: archive, energy, macs, nonzeros, params, size, sparse_macs, "
-    served += "weight_bits"
+    served = "Limits that are served: archive, energy, latency, macs, nonzeros, params, size, "
+    served += "sparse_macs, weight_bits"
     others = {
         "size": "bn_gamma, dsr_plus, l1, l2, quantize, random, taylor",
         "params": "bn_gamma, hashed, l1, l2, random, taylor",
+        "latency": "bn_gamma, l1, l2, random, taylor",
     }.get(key, STRUCTURED)
     assert (served if key in NOBODY else f"These do: {others}") in message
 

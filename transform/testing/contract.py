@@ -24,12 +24,14 @@ from passes.tracing.trace import trace
 from transform.compress import compress
 from transform.fingerprint import state_digest
 from transform.gradients import Gradients
+from transform.labelled import Labelled
 from transform.limits import Subject
 from transform.pipeline import resolve
 from transform.result import Compressed
 from transform.storage import load
 from transform.testing.parts import feasible, labelled, require, small_models, unchanged
 from transform.testing.resume import Trial, check_killed, check_resumed
+from transform.unlabelled import Unlabelled
 
 _SHARES = ("90%", "60%", "30%")
 
@@ -39,12 +41,13 @@ def check_method(method: str | MethodConfig, *, kill: bool = False) -> None:
 
     Checked: the configuration survives `to_dict` and `from_dict`; `plan` is pure and repeatable;
     every limit that the method says it serves is met, or refused with a tightest value that really
-    is reachable; the caller's model and the global random state are untouched; the result is plain,
-    finite, deterministic, of the caller's class when no shape changed, and survives saving. In
-    training: `state_dict` holds only what a checkpoint can (numbers, strings, tensors, and lists,
-    tuples and dicts of them), `load_state_dict` takes all of it back, and a run that was stopped
-    in the middle of its epochs and resumed from `out` has, bit for bit, the weights, history and
-    certificate of one that was not (on the CPU).
+    is reachable (but latency, as no two measurements are equal); the caller's model and the global
+    random state are untouched; the result is plain, finite, deterministic, of the caller's class
+    when no shape changed, and survives saving. In training: `state_dict` holds only what a
+    checkpoint can (numbers, strings, tensors, and lists, tuples and dicts of them),
+    `load_state_dict` takes all of it back, and a run that was stopped in the middle of its epochs
+    and resumed from `out` has, bit for bit, the weights, history and certificate of one that was
+    not (on the CPU).
 
     Args:
         method: A name out of `transform.methods()`, or a configuration object.
@@ -56,7 +59,7 @@ def check_method(method: str | MethodConfig, *, kill: bool = False) -> None:
         ArgumentError: `kill`, and a fresh process does not find the method.
     """
     spec, config = find_method(method)
-    keys = sorted(spec.serves)
+    keys = sorted(spec.serves - {"latency"})
     require(bool(keys), "the method serves no limit", spec.name)
     _check_config(spec, config)
     for number, (model, example) in enumerate(small_models()):
@@ -101,8 +104,10 @@ def _check_plan(
         return Subject(finished, subject.hardware, limits=limits).onnx_bytes
 
     gradients = Gradients(data, None, torch.device("cpu"))
+    samples = Labelled(data, own, torch.device("cpu"))
+    batches = Unlabelled(data, own, torch.device("cpu"))
     parts = {"limits": limits, "costs": subject.costs, "archive": archive, "size": size}
-    run = replace(Run(gradients=gradients), **parts)  # type: ignore[arg-type]
+    run = replace(Run(gradients=gradients, labelled=samples, batches=batches), **parts)  # type: ignore[arg-type]
     try:
         plans = []
         for _ in range(2):

@@ -83,6 +83,11 @@ class Checkpoints:
         state: dict[str, Any] = unpack_tree(description["state"], load_tensors(path / _TENSORS))
         return state
 
+    def drop(self) -> None:
+        """Remove them, and leave what else is known of the run."""
+        for path in self._complete().values():
+            shutil.rmtree(path)
+
     def clear(self) -> None:
         """Remove them all: the run is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ def training_mode(graph: ModelGraph, config: TrainConfig) -> Iterator[None]:
     """Training mode and the overridden dropout; both are put back.
 
     A model that came in training mode keeps the flags of its parts: what its author froze stays so.
+    A layer that takes the place of another in the meantime gets that one's flag.
     """
     roots = [graph.module] if graph.graph_module is None else [graph.module, graph.graph_module]
-    flags = [(module, module.training) for root in roots for module in root.modules()]
+    flags = [{path: part.training for path, part in root.named_modules()} for root in roots]
     drops = [m for m in graph.module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     rates = [module.p for module in drops]
     if not graph.module.training:
@@ -35,8 +36,16 @@ def training_mode(graph: ModelGraph, config: TrainConfig) -> Iterator[None]:
     finally:
         for module, rate in zip(drops, rates, strict=True):
             module.p = rate
-        for part, flag in flags:
-            part.training = flag
+        for root, known in zip(roots, flags, strict=True):
+            for path, part in root.named_modules():
+                part.training = _flag(path, known)
+
+
+def _flag(path: str, known: Mapping[str, bool]) -> bool:
+    """That of the layer at a path, or of the nearest one around it."""
+    while path not in known:
+        path = path.rpartition(".")[0]
+    return known[path]
 
 
 @contextmanager
@@ -88,11 +97,27 @@ class Engine:
         self.accelerator.clip_grad_norm_(parameters, norm)
 
 
+class _Called(nn.Module):
+    """Calls a model. Mixed precision wraps the forward of this, not that of the model.
+
+    So a method may change the graph of the model while it is trained, and what it runs itself has
+    the precision of the weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self.model(*args, **kwargs)
+
+
 @contextmanager
 def accelerated(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, device: torch.device
 ) -> Iterator[Engine]:
-    """Hand model and optimizer to Accelerate, and take the model back as it was."""
+    """Hand model and optimizer to Accelerate, and leave the model as it is."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -100,15 +125,12 @@ def accelerated(
     shared = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
     callers = [dict(state) for state in shared]
     AcceleratorState._reset_state(reset_partial_state=True)
-    attributes = dict(model.__dict__)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.amp or "no")
-    prepared, stepping = accelerator.prepare(model, optimizer)
+    prepared, stepping = accelerator.prepare(_Called(model), optimizer)
     try:
         yield Engine(prepared, stepping, accelerator)
     finally:
         accelerator.free_memory()
-        for name in set(model.__dict__) - set(attributes):
-            del model.__dict__[name]  # the wrapped forward of mixed precision
         for state, own in zip(shared, callers, strict=True):
             state.clear()
             state.update(own)

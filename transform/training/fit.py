@@ -94,7 +94,7 @@ def fit(
     if training.folder is not None:
         checkpoints = Checkpoints(training.folder / CHECKPOINTS, run)
         if not training.resume:
-            checkpoints.clear()
+            checkpoints.drop()
     trainer = Trainer(
         graph,
         method,

@@ -63,13 +63,15 @@ def _read_folder(folder: Path, spec: DataSpec) -> tuple[list[str], Labelled]:
 def load_flowers(spec: DataSpec, root: Path) -> Source:
     """`flowers102` with its official parts of 1,020, 1,020 and 6,149 images; valid is official.
 
+    With the option `swap`, the 6,149 images are trained on, and the first 1,020 are the test set.
+
     Raises:
         StorageError: The files are missing or damaged.
         CompressionError: torchvision, or scipy, which reads the list of the parts, is not there.
     """
     flowers = torchvision_class("Flowers102")
     parts = []
-    for split in ("train", "test", "val"):
+    for split in ("test", "train", "val") if spec.swap else ("train", "test", "val"):
         try:
             part = flowers(str(root), split=split, download=False)
         except ModuleNotFoundError as error:
@@ -81,7 +83,8 @@ def load_flowers(spec: DataSpec, root: Path) -> Source:
             raise missing("Flowers-102", root / "flowers-102", get) from error
         # The class has no public list of files, and decoding all images for their labels is slow.
         parts.append(_labelled([Path(file) for file in part._image_files], part._labels, spec))
-    return Source(parts[0], parts[1], classes=102, normalize="imagenet", valid=parts[2])
+    note = "train and test swapped" if spec.swap else ""
+    return Source(parts[0], parts[1], 102, "imagenet", valid=parts[2], note=note)
 
 
 def _labelled(paths: Sequence[Path], labels: Sequence[int], spec: DataSpec) -> Labelled:

@@ -31,7 +31,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": IMAGE_KEYS,
         "cifar10-jpeg": (*IMAGE_KEYS, "ci"),
         "cifar100": IMAGE_KEYS,
-        "flowers102": _FILE_KEYS,
+        "flowers102": (*_FILE_KEYS, "swap"),
         "digits": _PLAIN_KEYS,
         "imagefolder": _FILE_KEYS,
         "fake": ("batch",),
@@ -57,6 +57,8 @@ class DataSpec:
             runs, and the base model that they start from, share one split.
         ci: Take the small committed part of the data set, in the folder `ci` of the root.
         workers: Threads that decode image files.
+        swap: Train on the official test part, which is the largest, and test on the training part,
+            as some papers do.
     """
 
     name: str
@@ -70,6 +72,7 @@ class DataSpec:
     split: int = 0
     ci: bool = False
     workers: int = 2
+    swap: bool = False
 
 
 def parse_spec(spec: str) -> DataSpec:
@@ -179,5 +182,6 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = MappingProxyType(
         "split": _seed,
         "ci": _switch,
         "workers": _positive,
+        "swap": _switch,
     }
 )

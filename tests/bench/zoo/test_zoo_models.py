@@ -22,6 +22,8 @@ SHAPES = {
     "lenet5_caffe": (1, 28, 28),
     "lenet_300_100": (1, 28, 28),
     "lenet_300_100_bn": (1, 28, 28),
+    "resnet8_gray": (1, 28, 28),
+    "resnet18_gray": (1, 32, 32),
 }
 # Parameters at 10 classes, and the width of the last layer's input.
 PARAMETERS = {
@@ -30,6 +32,8 @@ PARAMETERS = {
     "lenet_300_100": (266_610, 100),
     "lenet_300_100_bn": (267_020, 100),
     "mlperftiny_resnet8": (78_186, 64),
+    "resnet8_gray": (75_002, 64),
+    "resnet18_gray": (11_172_810, 512),
     "resnet20": (269_722, 64),
     "resnet32": (464_154, 64),
     "resnet44": (658_586, 64),

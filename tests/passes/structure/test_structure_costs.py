@@ -372,7 +372,7 @@ def test_nothing_is_changed_and_nothing_runs(known, monkeypatch):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("key", ["ram", "latency", "archive", "beauty"])
+@pytest.mark.parametrize("key", ["ram", "archive", "beauty"])
 def test_unknown_costs(known, key):
     graph, groups, costs = known("residual")
     with pytest.raises(UnsupportedBudget, match=f"{key!r} cannot be counted"):

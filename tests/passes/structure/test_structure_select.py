@@ -412,7 +412,7 @@ def test_other_bad_arguments(known):
             select_global(costs, groups, scores, [], multiple=multiple)
     with pytest.raises(ArgumentError, match="not booleans"):
         repair(costs, groups, {"stem": np.ones(8)}, scores, [])
-    with pytest.raises(UnsupportedBudget, match="'latency' cannot be counted"):
+    with pytest.raises(UnsupportedBudget, match="'latency' was not asked for"):
         slow = ResolvedLimit(Limit("latency", Fraction(1, 2)), 1.0, 0.5)
         select_global(costs, groups, scores, [slow])
 

@@ -276,8 +276,8 @@ def test_no_epochs_train_nothing():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_in_mixed_precision_a_phase_ends_in_full_precision():
-    seen = []
+def test_in_mixed_precision_methods_look_in_full_precision():
+    seen, trained = [], []
 
     class Looking(Toy):
         def look(self):
@@ -296,8 +296,12 @@ def test_in_mixed_precision_a_phase_ends_in_full_precision():
 
     trainer = trainer_of(amp="bf16", epochs=1)
     trainer.method = Looking(trainer.graph, trainer.method.phases)
+    trainer.graph.module.body[0].register_forward_hook(
+        lambda *_: trained.append(torch.is_autocast_enabled("cpu"))
+    )
     trainer.fit()
-    assert seen == [True, False] * 3
+    assert trained[:3] == [True] * 3
+    assert seen == [False] * 6
 
 
 class Stop(BaseException):

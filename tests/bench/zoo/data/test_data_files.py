@@ -249,6 +249,11 @@ def test_flowers_have_an_official_validation_set(tmp_path, monkeypatch):
     for part, name in ((data.train, "train"), (data.valid, "val"), (data.test, "test")):
         assert all(name in path.parts for path in part.examples.images.paths)
     assert data.classes == 102
+    swapped = load_data("flowers102:size=8,swap=1", root=tmp_path)
+    parts = ((swapped.train, "test"), (swapped.valid, "val"), (swapped.test, "train"))
+    for part, name in parts:
+        assert all(name in path.parts for path in part.examples.images.paths)
+    assert "swapped" in swapped.description and "swapped" not in data.description
 
 
 def test_data_sets_without_torchvision(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ def test_every_key_reaches_its_field():
         ci=True,
     )
     assert parse_spec("flowers102:workers=5").workers == 5
+    assert parse_spec("flowers102:swap=1").swap
 
 
 def test_names_with_an_argument():
@@ -55,6 +56,8 @@ def test_a_callable_is_neither_name_nor_option():
         ("", "unknown data"),
         ("mnist:colour=1", "'mnist' has no option 'colour'.*size, resize"),
         ("mnist:workers=2", "no option 'workers'"),
+        ("imagefolder:a:swap=1", "no option 'swap'"),
+        ("flowers102:swap=yes", "swap=yes is not understood.*Write 0 or 1"),
         ("cifar100:ci=1", "no option 'ci'"),
         ("digits:augment=flip", "no option 'augment'"),
         ("fake:1x8x8:2:subset=4", "no option 'subset'"),

@@ -1,0 +1,159 @@
+"""What a candidate's energy is made of: its outputs, the Ising couplings, both, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passes.graph import ModelGraph
+from passes.inputs import Batch, Call
+from passes.ising.gate_gradients import flip_changes, gate_gradients
+from passes.ising.local_search import best_flips
+from passes.ising.swaps import descend_swaps
+from passes.ising.task_energy import combined, energy_scales, task_energy
+from passes.methods.ising.candidates import Candidates
+from passes.methods.ising.config import Ising
+from passes.methods.ising.ising_part import IsingPart
+from passes.methods.ising.search import Energies, Neighbour
+from passes.methods.ising.setting import Setting, everything
+from passes.rewrite.live_gates import LiveGates
+
+
+class CandidateEnergies:
+    """Compares keep-states of a model whose weights change from one comparison to the next.
+
+    Args:
+        graph: The model, with gates.
+        setting: The nodes and the budget.
+        gates: The gates in the model.
+        config: Which energy, and how candidates are run.
+        generator: For energies by chance.
+    """
+
+    def __init__(
+        self,
+        graph: ModelGraph,
+        setting: Setting,
+        gates: LiveGates,
+        config: Ising,
+        generator: torch.Generator,
+    ) -> None:
+        self._setting, self._gates = setting, gates
+        self._config, self._generator = config, generator
+        self._task = task_energy(config.task, config.temperature)
+        self._candidates = Candidates(gates, config)
+        self._ising = IsingPart(graph, setting, gates, config.inter)
+        self._scales: tuple[float, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        """How candidates are run; empty as long as none was."""
+        return self._candidates.backend
+
+    def refresh(self, calls: Iterable[Call]) -> None:
+        """Let the Ising couplings follow the weights, if they play a part.
+
+        Args:
+            calls: See `IsingPart.refresh`.
+        """
+        if self._config.couples:
+            self._ising.refresh(calls)
+
+    def lowest(self, start: Tensor | None, scores: Tensor) -> Tensor | None:
+        """A state of low Ising energy, bool `(nodes,)`; `None` where that plays no part.
+
+        Args:
+            start: Where to begin; `None` is with everything.
+            scores: How much each node matters, `(nodes,)`.
+        """
+        if not self._config.couples:
+            return None
+        row = everything(self._setting.layout) if start is None else start
+        return self._ising.lowest(row, scores, self._generator)
+
+    def on(self, batch: Batch | None) -> Energies:
+        """Energies of populations on some samples, float64 `(states,)`.
+
+        Args:
+            batch: The samples; `None` where candidates are not run.
+        """
+
+        def energies(population: Tensor) -> Tensor:
+            if self._config.energy == "random":
+                return torch.rand(len(population), generator=self._generator, dtype=torch.float64)
+            if self._config.energy == "ising":
+                return self._ising.energy(population)
+            assert batch is not None
+            task = self._compared(population, batch)
+            if not self._config.couples:
+                return task
+            ising = self._ising.energy(population)
+            if not self._scales:
+                self._scales = energy_scales(task, ising)
+            return combined(task, ising, self._config.ising_weight, self._scales)
+
+        return energies
+
+    def better(self, batch: Batch | None) -> Neighbour | None:
+        """Finds a neighbour of a state with a lower energy; `None` without a local search.
+
+        Swaps inside the groups, chosen by what they change exactly for the Ising energy, and by the
+        first-order changes of single flips for others.
+
+        Args:
+            batch: As for `on`.
+        """
+        if self._config.search != "de+ls" or self._config.energy == "random":
+            return None
+
+        def swapped(row: Tensor) -> Tensor:
+            count = self._config.local_flips
+            if self._config.energy == "ising":
+                return descend_swaps(self._ising.energy, row, count)
+            assert batch is not None
+            # To first order only: fewer swaps may do where many fail, again and again.
+            count = int(torch.randint(count, (), generator=self._generator)) + 1
+            changes = self._slopes(row, batch)
+            if self._config.couples and self._scales:
+                ising = self._ising.energy.flip_deltas(row[None])[0]
+                changes = combined(changes, ising, self._config.ising_weight, self._scales)
+            return best_flips(row[None], changes, count, layout=self._setting.layout)[0]
+
+        return swapped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search needs: the back end, the scales and the couplings."""
+        scales, ising = list(self._scales), self._ising.state_dict()
+        return {"backend": self.backend, "scales": scales, "ising": ising}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._candidates.use(str(state["backend"]))
+        self._scales = tuple(float(scale) for scale in state["scales"])
+        self._ising.load_state_dict(state["ising"])
+
+    def _compared(self, population: Tensor, batch: Batch) -> Tensor:
+        # First, so that a back end is chosen on the population.
+        outputs = self._candidates.outputs(population, batch.call)
+        return self._task(outputs, self._targets(batch), self._dense(batch))
+
+    def _slopes(self, row: Tensor, batch: Batch) -> Tensor:
+        dense = self._dense(batch)
+
+        def energy(outputs: Any, targets: Any) -> Tensor:
+            return self._task([outputs], targets, dense)[0]
+
+        found = gate_gradients(
+            self._gates, row, batch.call, self._targets(batch), energy, self._config.norms
+        )
+        return flip_changes(found, row)
+
+    def _dense(self, batch: Batch) -> Any:
+        """What the whole network returns, if the energy compares with that."""
+        return self._candidates.whole(batch.call) if self._task.needs_dense else None
+
+    def _targets(self, batch: Batch) -> Any:
+        return Call((batch.targets,)).to(self._gates.device).args[0]

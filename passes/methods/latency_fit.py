@@ -1,0 +1,204 @@
+"""Bring a structure below a limit on its latency: predict, choose, really measure, correct."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from energy_model.errors import InfeasibleBudget
+from energy_model.resolved import ResolvedLimit, limit_on
+from energy_model.timing import RESOLUTION, Timing, Verdict
+from energy_model.units import format_seconds
+from passes.graph import Decision, ModelGraph
+from passes.rewrite.shrink import shrink
+from passes.structure.groups import ChannelGroups
+from passes.structure.select import Selection
+from passes.structure.state import State, full_state
+
+KEY = "latency"
+_TRIALS = 6
+# Left free beside the noise, as the next measurement will not be the same.
+_SPARE = 0.01
+# Of what is aimed at; a structure that leaves no more unused is not enlarged.
+_UNUSED = 0.07
+# A prediction that was too low is followed by one that is lower by at least so much.
+_STEP = 0.03
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timed:
+    """A structure, and what its file took.
+
+    Attributes:
+        selection: The structure; its `reached` holds the predicted latency.
+        timing: The measured one.
+        verdict: What that says about the limit.
+        trials: Files that were measured until then.
+    """
+
+    selection: Selection
+    timing: Timing
+    verdict: Verdict
+    trials: int
+
+    @property
+    def predicted(self) -> float:
+        """Seconds, as predicted."""
+        return float(self.selection.reached[KEY])
+
+    @property
+    def reached(self) -> dict[str, float]:
+        """What the structure costs, with the measured latency."""
+        return {**self.selection.reached, KEY: self.timing.seconds}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """For the plan; JSON values."""
+        return {
+            "predicted": self.predicted,
+            "measured": self.timing.seconds,
+            "spread": self.timing.spread,
+            "verdict": self.verdict,
+            "trials": self.trials,
+        }
+
+
+def told(details: dict[str, Any], limit: ResolvedLimit) -> Decision:
+    """What the decisions say of a structure whose latency was fitted.
+
+    Args:
+        details: Of a `Timed`.
+        limit: The limit on the latency.
+    """
+    verdict = details["verdict"]
+    why = "the limit is met" if verdict == "met" else "undecidable within the noise"
+    spread = f"the rounds vary by {details['spread']:.1%}"
+    return Decision(
+        "",
+        "latency measured on the exported file",
+        f"{why}: {format_seconds(details['measured'])}, {spread}, {limit.limit} allows "
+        f"{format_seconds(limit.maximum)}; {details['trials']} structures were measured",
+        f"predicted {format_seconds(details['predicted'])}",
+        f"measured {format_seconds(details['measured'])}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyFit:
+    """Chooses structures by predicted latency until one meets the limit as measured.
+
+    Attributes:
+        select: The best structure within limits, that on the latency being a predicted one; raises
+            InfeasibleBudget where there is none.
+        smallest: The smallest structure.
+        measure: What the file of a structure takes.
+    """
+
+    select: Callable[[Sequence[ResolvedLimit]], Selection]
+    smallest: Callable[[], Selection]
+    measure: Callable[[State], Timing]
+
+    def fit(self, limits: Sequence[ResolvedLimit]) -> Timed:
+        """Find the structure.
+
+        The first one is chosen with room for the noise. Where its file is too slow, as much less is
+        allowed next as the prediction was too low; where it leaves much unused, as much more.
+
+        Args:
+            limits: The budget, with a limit on the latency.
+
+        Returns:
+            The slowest structure that was measured to meet the limit; if none was, one of which the
+            noise does not let that be said.
+
+        Raises:
+            InfeasibleBudget: The smallest structure is too slow, as measured; or another limit
+                cannot be met.
+        """
+        limit = limit_on(limits, KEY)
+        assert limit is not None
+        found: list[Timed] = []
+        noise, allowed = RESOLUTION, float(limit.maximum * (1 - RESOLUTION) * (1 - _SPARE))
+        for trial in range(1, _TRIALS + 1):
+            selection = self._select(limits, allowed)
+            if selection is None or any(_same(selection, other.selection) for other in found):
+                break
+            found.append(self._timed(selection, limit, trial))
+            last = found[-1]
+            noise = max(noise, last.timing.noise)
+            aim = limit.maximum * (1 - noise) * (1 - _SPARE)
+            ratio = last.predicted / last.timing.seconds
+            if last.verdict != "met":
+                allowed = min(aim * ratio, allowed * (1 - _STEP))
+            elif last.timing.seconds >= (1 - _UNUSED) * aim or len(found) > 1:
+                break
+            else:
+                allowed = aim * ratio
+        return _best(found) or self._least(limit, len(found))
+
+    def _select(self, limits: Sequence[ResolvedLimit], allowed: float) -> Selection | None:
+        """The structure with a predicted latency, if there is one."""
+        predicted = [replace(x, maximum=allowed) if x.key == KEY else x for x in limits]
+        try:
+            return self.select(predicted)
+        except InfeasibleBudget as error:
+            if error.limit != KEY:
+                raise
+            return None
+
+    def _timed(self, selection: Selection, limit: ResolvedLimit, trial: int) -> Timed:
+        timing = self.measure(selection.state)
+        return Timed(selection, timing, timing.verdict(limit.maximum), trial)
+
+    def _least(self, limit: ResolvedLimit, trials: int) -> Timed:
+        """The smallest structure; what was predicted of it does not count."""
+        least = self._timed(self.smallest(), limit, trials + 1)
+        if least.verdict != "exceeded":
+            return least
+        spread = f"the rounds vary by {least.timing.spread:.1%}"
+        raise InfeasibleBudget(
+            f"{limit.limit} allows {limit.amount(limit.maximum)}, and the file of the smallest "
+            f"structure takes {limit.amount(least.timing.seconds)} as measured ({spread})",
+            limit=KEY,
+            asked=limit.maximum,
+            tightest=least.timing.seconds,
+            remedy="Raise the limit, lower the channel multiple or the least that layers keep, or "
+            "measure on a machine with less other work.",
+        )
+
+
+def of_cut(
+    graph: ModelGraph, groups: ChannelGroups, latency: Callable[[ModelGraph], Timing]
+) -> Callable[[State], Timing]:
+    """Measures the file of a model without the units that a state drops.
+
+    Args:
+        graph: The traced model; only copied.
+        groups: Its channel groups.
+        latency: What the file of a finished model takes.
+    """
+
+    def measure(state: State) -> Timing:
+        cut = copy.deepcopy(graph)
+        shrink(cut, groups, {**full_state(groups), **state})
+        return latency(cut)
+
+    return measure
+
+
+def _same(one: Selection, other: Selection) -> bool:
+    return all(np.array_equal(keep, other.state[name]) for name, keep in one.state.items())
+
+
+def _best(found: Sequence[Timed]) -> Timed | None:
+    """The largest structure that meets the limit, or else one of which nobody can say."""
+    for verdict in ("met", "undecidable"):
+        kept = [timed for timed in found if timed.verdict == verdict]
+        if kept:
+            # As the last one was allowed least, it is the most certain of those nobody can decide.
+            return max(kept, key=lambda t: t.predicted) if verdict == "met" else kept[-1]
+    return None

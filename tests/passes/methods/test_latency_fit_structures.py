@@ -1,0 +1,251 @@
+"""Structured methods under a limit on the latency, with a clock that the tests set."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from energy_model.budget import Limit
+from energy_model.errors import InfeasibleBudget, PreconditionError
+from energy_model.hardware import load_hardware
+from energy_model.latency import LatencyModel, LayerTime
+from energy_model.resolved import ResolvedLimit
+from energy_model.timing import Timing
+from passes.analysis.costs import cost_table
+from passes.inputs import as_call
+from passes.methods.base import Run
+from passes.methods.latency_fit import LatencyFit
+from passes.methods.registry import find_method
+from passes.methods.structured_config import L2Channels
+from passes.structure.groups import channel_groups
+from passes.structure.latency_terms import Widths
+from passes.structure.select import Selection
+from passes.structure.state import full_state
+from passes.tracing.trace import trace
+from transform.fingerprint import state_digest
+
+BASE = 1.0
+TIME = LayerTime((0.0, 0.0, 0.0, 1e-3))
+
+
+def graph_of():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(2, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU())
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 4)).eval()
+    return trace(model, as_call(model, torch.zeros(1, 2, 8, 8)))
+
+
+def predictor(graph):
+    """Time in proportion to the products of widths, 1 s at full widths."""
+    model = LatencyModel({site.name: TIME for site in graph.sites})
+    groups = channel_groups(graph)
+    full = model.predict(Widths(graph, groups).of(full_state(groups)))
+    return LatencyModel(model.layers, scale=BASE / full)
+
+
+class Clock:
+    """Measures what the predictor says, times a factor; notes every file."""
+
+    def __init__(self, graph, factor=1.0, spread=0.0, least=0.0):
+        self.model, self.factor, self.spread, self.least = predictor(graph), factor, spread, least
+        self.files = []
+
+    def __call__(self, cut):
+        widths = {
+            s.name: (s.uses[0].shape.in_channels, s.uses[0].shape.out_channels) for s in cut.sites
+        }
+        self.files.append(widths)
+        return Timing(max(self.least, self.factor * self.model.predict(widths)), self.spread)
+
+
+def limits(share):
+    return (ResolvedLimit(Limit("latency", Fraction(str(share))), BASE, share * BASE),)
+
+
+def planned(share, factor=1.0, spread=0.0, least=0.0, config=None, **run):
+    graph = graph_of()
+    clock = Clock(graph, factor, spread, least)
+    spec, config = find_method(config or "l2")
+    method = spec.build(config)
+    costs = cost_table(graph, load_hardware("eyeriss"))
+    calls = []
+
+    def model(graph, multiple):
+        calls.append(multiple)
+        return clock.model
+
+    setting = Run(limits=limits(share), costs=costs, latency=clock, latency_model=model, **run)
+    method.observe(graph, setting)
+    before = state_digest(graph.module)
+    plan = method.plan(graph, costs, setting.limits, one_shot=setting.one_shot)
+    assert state_digest(graph.module) == before  # pure but for the clock
+    assert len(calls) == 1
+    return graph, method, plan, setting, clock
+
+
+def test_a_limit_that_is_predicted_well_is_met_with_room_for_the_noise():
+    graph, method, plan, run, clock = planned(0.5)
+    found = plan.details["latency"]
+    assert found["verdict"] == "met"
+    assert 0.42 <= plan.reached["latency"] <= 0.475
+    assert plan.reached["latency"] == found["measured"] == pytest.approx(found["predicted"])
+    method.prepare(graph, plan, run)
+    method.finalize(graph, run)
+    assert clock(graph).seconds == pytest.approx(plan.reached["latency"])
+    [told] = [d for d in graph.decisions if d.what.startswith("latency measured")]
+    assert "the limit is met" in told.why
+    assert "predicted" in told.before
+    assert "measured" in told.after
+
+
+def test_a_prediction_that_was_too_low_is_tightened_by_what_was_measured():
+    *_, plan, _, clock = planned(0.5, factor=1.5)
+    found = plan.details["latency"]
+    assert len(clock.files) == found["trials"] >= 2
+    assert found["verdict"] == "met"
+    assert 0.42 <= found["measured"] <= 0.475
+    assert found["measured"] == pytest.approx(1.5 * found["predicted"])
+
+
+def test_a_prediction_that_was_too_high_is_loosened_once():
+    *_, plan, _, clock = planned(0.5, factor=0.6)
+    found = plan.details["latency"]
+    assert len(clock.files) == 2
+    assert 0.42 <= found["measured"] <= 0.475
+
+
+def test_everything_stays_where_the_whole_fits():
+    *_, plan, _, clock = planned(0.9, factor=0.5)
+    assert all(row.keep == row.size for row in plan.rows)
+    assert len(clock.files) == 2
+
+
+def test_a_limit_that_the_smallest_structure_exceeds_as_measured_is_infeasible():
+    with pytest.raises(InfeasibleBudget, match="smallest structure takes 800 ms as measured") as e:
+        planned(0.5, least=0.8)
+    assert (e.value.limit, e.value.asked, e.value.tightest) == ("latency", 0.5, 0.8)
+
+
+def test_a_limit_below_all_predictions_is_met_if_the_smallest_file_says_so():
+    config = L2Channels(max_removed=0.5)
+    *_, plan, _, clock = planned(0.2, factor=0.3, config=config)
+    assert plan.details["latency"]["verdict"] == "met"
+    assert plan.reached["latency"] < 0.2
+    assert len(clock.files) == 1
+    assert {row.keep for row in plan.rows if row.layer != "5"} == {12, 16}
+
+
+def test_a_limit_within_the_noise_of_all_that_is_left_is_said_to_be_undecidable():
+    graph, method, plan, run, _ = planned(0.5, least=0.51)
+    assert plan.details["latency"]["verdict"] == "undecidable"
+    assert plan.reached["latency"] == 0.51
+    method.prepare(graph, plan, run)
+    [told] = [d for d in graph.decisions if d.what.startswith("latency measured")]
+    assert "undecidable within the noise" in told.why
+    assert "vary by 0.0%" in told.why
+
+
+def test_a_noisy_clock_asks_for_more_room():
+    steady = planned(0.5)[2].reached["latency"]
+    noisy = planned(0.5, spread=0.2)[2]
+    assert noisy.details["latency"]["verdict"] == "met"
+    assert noisy.reached["latency"] <= 0.4 < steady
+
+
+def test_other_limits_hold_too_and_are_named_when_they_cannot():
+    graph, method, _, setting, _ = planned(0.5)
+    costs = setting.costs
+    few = ResolvedLimit(Limit("params", Fraction(1, 4)), 100, 3000)
+    plan = method.plan(graph, costs, (few, *setting.limits))
+    assert plan.reached["params"] <= 3000
+    assert plan.reached["latency"] <= 0.5
+    with pytest.raises(InfeasibleBudget) as caught:
+        method.plan(graph, costs, (ResolvedLimit(few.limit, 100, 1), *setting.limits))
+    assert caught.value.limit == "params"
+
+
+@pytest.mark.parametrize("config", [L2Channels(scope="layer"), L2Channels(per_cost=True)])
+def test_scopes(config):
+    plan = planned(0.5, config=config)[2]
+    assert plan.details["latency"]["verdict"] == "met"
+
+
+def test_channel_multiples_are_kept_and_handed_on():
+    plan = planned(0.5, config=L2Channels(channel_multiple=8))[2]
+    assert {row.keep % 8 for row in plan.rows if row.size > 4} == {0}
+
+
+def test_in_training_only_the_last_step_is_measured():
+    config = L2Channels(steps=3, until=1.0)
+    graph, method, plan, run, clock = planned(
+        0.3, factor=1.2, config=config, one_shot=False, total_steps=10
+    )
+    assert clock.files == []
+    assert plan.reached["latency"] <= 0.3
+    method.prepare(graph, plan, run)
+    widths = [graph.by_name["0"].uses[0].shape.out_channels]
+    optimizer = torch.optim.SGD(graph.module.parameters(), lr=0.1)
+    for step in range(1, 11):
+        method.on_step(step, optimizer)
+    widths.append(graph.by_name["0"].uses[0].shape.out_channels)
+    assert widths[0] < 24
+    assert widths[1] < widths[0]
+    assert method.can_be_result()
+    assert len(clock.files) >= 2
+    assert clock(graph).seconds <= 0.3
+    state = copy.deepcopy(method.state_dict())
+    assert state["reached"]["latency"] == pytest.approx(clock(graph).seconds)
+
+
+def test_without_a_way_to_measure_the_limit_is_refused():
+    graph = graph_of()
+    method = find_method("l2")[0].build()
+    costs = cost_table(graph, load_hardware("eyeriss"))
+    with pytest.raises(PreconditionError, match="needs a way to measure"):
+        method.plan(graph, costs, limits(0.5))
+
+
+def chosen(value):
+    keep = np.arange(100) < value
+    return Selection({"g": keep}, {"latency": float(value)})
+
+
+def fitted(measured, maximum=50.0, least=1):
+    """A fit over structures that are numbers, predicted to take as many seconds."""
+
+    def select(bounds):
+        allowed = int(bounds[0].maximum)
+        if allowed < least:
+            raise InfeasibleBudget("too little", limit="latency", asked=allowed, tightest=least)
+        return chosen(allowed)
+
+    fit = LatencyFit(
+        select, lambda: chosen(least), lambda state: Timing(measured(int(state["g"].sum())))
+    )
+    bound = ResolvedLimit(Limit("latency", Fraction(int(maximum)), "s"), 100.0, maximum)
+    return fit.fit([bound])
+
+
+def test_a_clock_that_jumps_ends_in_a_structure_that_was_measured_to_fit():
+    found = fitted(lambda n: 90.0 if n > 20 else float(n))
+    assert found.verdict == "met"
+    assert found.predicted <= 20
+
+
+def test_trials_end_though_nothing_is_decided():
+    found = fitted(lambda n: 50.0)
+    assert found.verdict == "undecidable"
+    assert found.trials <= 6
+    # The last one was allowed least.
+    assert found.predicted < 47
+
+
+def test_a_clock_that_is_always_too_slow_is_infeasible():
+    with pytest.raises(InfeasibleBudget, match="smallest structure takes 80 s"):
+        fitted(lambda n: 80.0)
