@@ -19,6 +19,8 @@ from energy_model.errors import StorageError
 from transform.recipes.recipe import Recipe
 from transform.recipes.run import run_cell
 
+pytestmark = pytest.mark.slow
+
 TOY = Recipe.from_dict(
     {
         "name": "toy",

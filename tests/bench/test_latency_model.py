@@ -24,6 +24,8 @@ from passes.inputs import as_call
 from passes.structure.groups import channel_groups
 from passes.tracing.trace import trace
 
+pytestmark = pytest.mark.slow
+
 
 def net():
     with torch.random.fork_rng():

@@ -17,6 +17,8 @@ from passes.structure.groups import channel_groups
 from passes.structure.state import random_state
 from passes.tracing.trace import trace
 
+pytestmark = pytest.mark.slow
+
 
 class Pooled(nn.Module):
     """Its reshape holds a width, its head is a product with a transposed weight."""

@@ -28,6 +28,8 @@ from energy_model.errors import ArgumentError
 from passes.ising.choose_backend import BackendChoice
 from passes.methods.ising.config import Ising
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(RESNET20, factory="bench.zoo:resnet8_gray", batch=4, input_shape=(1, 8, 8))
 SMALL = SearchSizes(TINY, 1, 8, (2,), 4, 2, 64, ("squeezenet1_1",))
 ONCE = Settings(rounds=1, threads=1)

@@ -14,6 +14,8 @@ from passes.methods.ising import Ising, IsingPruning
 from passes.methods.ising.candidates import Candidates
 from transform.fingerprint import state_digest
 
+pytestmark = pytest.mark.slow
+
 # Seven steps an epoch, four epochs: the search ends in the middle of the third, or with the second.
 MIDDLE, WITH_AN_EPOCH = 0.6, 0.5
 SLOW = pytest.mark.slow
