@@ -42,7 +42,7 @@ def integers() -> transform.Compressed:
         net(),
         "weight_bits<=25%",
         images(),
-        method=Quantize(8, 8),
+        method=Quantize(7, 8),
         reconstruct=False,
         progress="none",
     )
@@ -155,7 +155,7 @@ def test_auto_writes_what_was_measured_to_be_fastest(
             net(),
             "energy<=100%",
             images(),
-            method=Quantize(8, 8),
+            method=Quantize(7, 8),
             reconstruct=False,
             progress="none",
         )
@@ -180,7 +180,7 @@ def test_sparse_codes_are_smaller_than_codes(tmp_path: Path) -> None:
         net(),
         "nonzeros<=8%",
         images(),
-        method=["magnitude", Quantize(8, 8)],
+        method=["magnitude", Quantize(7, 8)],
         reconstruct=False,
         progress="none",
     )
@@ -214,7 +214,7 @@ def test_a_quantized_result_comes_back_with_its_grids(
     for name, encoding in integers.graph.encodings.items():
         other = loaded.graph.encodings[name]
         assert torch.equal(other.scale, encoding.scale)
-        assert (other.bits, other.axis, other.block) == (8, encoding.axis, None)
+        assert (other.bits, other.axis, other.block) == (7, encoding.axis, None)
     x = images()[0]
     with torch.no_grad():
         assert torch.equal(loaded.model(x), integers.model(x))
