@@ -16,6 +16,7 @@ from torch import Tensor
 
 from energy_model.cost import CostTable
 from energy_model.errors import PreconditionError, StorageError
+from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.inputs import Batch, Call
@@ -23,6 +24,7 @@ from passes.ising.repair import annealed
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
 from passes.methods.ising.config import Ising
+from passes.methods.ising.latency import fast_enough, latency_model, told
 from passes.methods.ising.live_search import LiveSearch
 from passes.methods.ising.samples import fixed_samples, require_samples
 from passes.methods.ising.setting import Setting, everything
@@ -30,7 +32,7 @@ from passes.methods.kept_units import KeptUnits, kept_rows
 from passes.methods.plan import Plan
 from passes.reconstruct.batch_norm import reestimate_batch_norms
 from passes.rewrite.shrink import shrink
-from passes.structure.costs import KEYS
+from passes.structure.costs import KEYS, LATENCY
 
 
 class IsingPruning(Method):
@@ -76,21 +78,22 @@ class IsingPruning(Method):
         Without training, or with `search_share=0`, this is the whole search, on a copy. Otherwise
         it is a forecast, by importance alone: the search follows in training.
         """
-        setting = Setting.of(graph, costs.hardware, limits, self.config, self._run)
-        self._known = graph, setting
-        told: dict[str, Any] = {}
+        setting = self._new_setting(graph, costs.hardware, limits)
+        searched: dict[str, Any] = {}
+        timed: dict[str, Any] = {}
         if setting.layout.nodes and (one_shot or self.config.search_share == 0):
-            bits, told = self._searched(graph, setting)
+            bits, searched, timed = self._searched(graph, setting)
         else:
             scores = setting.scores(graph, self.config, self._run.gradients)
             bits = setting.repair(everything(setting.layout)[None], scores)[0]
         units = setting.units(bits)
+        measured = {key: found["measured"] for key, found in timed.items()}
         return Plan(
             self.name,
             kept_rows(setting.groups, units),
-            reached=setting.reached(bits),
+            reached=setting.reached(bits) | measured,
             allowed={limit.key: limit.maximum for limit in limits},
-            details={"units": units, "search": told},
+            details={"units": units, "search": searched, **timed},
         )
 
     def prepare(self, graph: ModelGraph, plan: Plan, run: Run) -> None:
@@ -98,12 +101,11 @@ class IsingPruning(Method):
         self._run = run
         setting = self._setting(graph)
         graph.decisions += setting.staying
-        units, told = plan.details["units"], plan.details["search"]
+        units = plan.details["units"]
         if run.one_shot or self.config.search_share == 0 or not setting.layout.nodes:
-            graph.decisions += self._ended(told)
+            graph.decisions += self._ended(plan.details["search"])
+            graph.decisions += told(plan.details, run.limits)
             self._cut(graph, setting, units)
-            if not setting.bits(units).all():
-                graph.decisions += self._reestimated(graph)
             return
         self._live = live = LiveSearch(graph, setting, self.config, run, self._seed)
         live.begin(self._calls(), self._limits(0), setting.bits(units))
@@ -176,7 +178,7 @@ class IsingPruning(Method):
             return
         self._end(live)
         count = len(live.graph.decisions)
-        self._cut(live.graph, live.setting, units)
+        self._remove(live.graph, live.setting, units)
         live.graph.decisions[count:] = [Decision(*row) for row in state["decided"]]
         live.graph.rewritten = True
 
@@ -207,20 +209,31 @@ class IsingPruning(Method):
         run = self._run
         if run.costs is None:
             raise PreconditionError("observe() was not called", where=f"method {self.name!r}")
-        return Setting.of(graph, run.costs.hardware, run.limits, self.config, run)
+        return self._new_setting(graph, run.costs.hardware, run.limits)
+
+    def _new_setting(
+        self, graph: ModelGraph, hardware: Hardware, limits: Sequence[ResolvedLimit]
+    ) -> Setting:
+        latency = latency_model(graph, hardware, limits, self.config, self._run)
+        setting = Setting.of(graph, hardware, limits, self.config, self._run, latency)
+        self._known = graph, setting
+        return setting
 
     def _calls(self) -> Iterator[Call]:
         return iter(()) if self._run.batches is None else self._run.batches(1)
 
-    def _searched(self, graph: ModelGraph, setting: Setting) -> tuple[Tensor, dict[str, Any]]:
-        """The best state on the weights as they are, and how the search went."""
+    def _searched(
+        self, graph: ModelGraph, setting: Setting
+    ) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+        """The best state on the weights as they are, how the search went, and how fast it is."""
         live = LiveSearch(copy.deepcopy(graph), setting, self.config, self._run, self._seed)
         limits, count = setting.repair.limits, self.config.generations
         live.begin(self._calls(), self._limits_at(0, limits), None)
         budget = [self._limits_at(number / count, limits) for number in range(1, count + 1)]
         live.settle(fixed_samples(self.config, self._run), budget)
         why = live.over or f"{count} generations are over"
-        return live.chosen(), live.report() | {"over": why}
+        bits, timed = fast_enough(graph, setting, live.chosen(), live.scores, self._run)
+        return bits, live.report() | {"over": why}, timed
 
     def _commit(self, live: LiveSearch, why: str, optimizer: Any) -> None:
         """Remove the channels for good, within the budget itself."""
@@ -228,10 +241,9 @@ class IsingPruning(Method):
         self._told = live.report() | {"over": why}
         count = len(graph.decisions)
         graph.decisions += self._ended(self._told)
-        live.gates.set(bits)
-        if not bits.all():
-            graph.decisions += self._reestimated(graph)
         self._end(live)
+        bits, timed = fast_enough(graph, setting, bits, live.scores, self._run)
+        graph.decisions += told(timed, self._run.limits)
         self._cut(graph, setting, setting.units(bits), optimizer)
         self._decided = graph.decisions[count:]
         self._rewritten = graph.rewritten
@@ -249,15 +261,23 @@ class IsingPruning(Method):
         units: Mapping[str, Sequence[int]],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        """Remove the channels, and let the statistics of what is left follow."""
+        self._remove(graph, setting, units, optimizer)
+        batches = self._run.batches
+        if batches is not None and self.config.bn_batches and not setting.bits(units).all():
+            graph.decisions += reestimate_batch_norms(graph, batches, self.config.bn_batches)
+
+    def _remove(
+        self,
+        graph: ModelGraph,
+        setting: Setting,
+        units: Mapping[str, Sequence[int]],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         state = setting.layout.state(setting.bits(units))
         why = f"lowest energy ({self.config.energy_name})"
         graph.decisions += shrink(graph, setting.groups, state, optimizer, why)
         self._units = {name: list(kept) for name, kept in units.items()}
-
-    def _reestimated(self, graph: ModelGraph) -> list[Decision]:
-        if not self.config.bn_batches or self._run.batches is None:
-            return []
-        return reestimate_batch_norms(graph, self._run.batches, self.config.bn_batches)
 
     def _ended(self, told: Mapping[str, Any]) -> list[Decision]:
         """Why a search was over."""
@@ -283,7 +303,7 @@ SPEC = MethodSpec(
     "ising",
     Ising,
     IsingPruning,
-    frozenset(KEYS),
+    frozenset((*KEYS, LATENCY)),
     "Salehinejad, Valaee, ICASSP 2021 and IEEE TNNLS 2022",
     keeps=frozenset({"zeros"}),
 )

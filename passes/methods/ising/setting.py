@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energy_model.hardware import Hardware
+from energy_model.latency import LatencyModel
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
 from passes.ising.layout import Layout
@@ -52,6 +53,7 @@ class Setting:
         limits: Sequence[ResolvedLimit],
         config: Ising,
         run: Run | None = None,
+        latency: LatencyModel | None = None,
     ) -> Setting:
         """Find the groups of a model, and what they cost.
 
@@ -62,6 +64,7 @@ class Setting:
             config: What is left of each group at least.
             run: Tells what will become of the model: weights and biases that will move are counted
                 as ones that are not zero. With `None` nothing moves.
+            latency: Predicts the latency, if that is limited.
         """
         run = Run() if run is None else run
         found = gateable(graph, restricted(channel_groups(graph), graph))
@@ -73,8 +76,8 @@ class Setting:
         elif "size" in keys and config.bn_batches and run.batches is not None:
             counted = as_trained(graph, weights=False)
         bases = _bases(counted, limits, run, moves=counted is not graph)
-        costs = StructureCosts(counted, groups, hardware, keys, bases)
-        multiple = config.channel_multiple or hardware.channel_multiple
+        costs = StructureCosts(counted, groups, hardware, keys, bases, latency)
+        multiple = multiple_of(config, hardware)
         return cls(groups, Repair(costs, groups, Layout.of(groups), tuple(limits), multiple))
 
     @property
@@ -126,6 +129,11 @@ class Setting:
     def reached(self, bits: Tensor) -> dict[str, float]:
         """What a row costs, by limit."""
         return {key: float(v[0]) for key, v in self.repair.values(bits[None]).items()}
+
+
+def multiple_of(config: Ising, hardware: Hardware) -> int:
+    """What channel counts are to be multiples of."""
+    return config.channel_multiple or hardware.channel_multiple
 
 
 def everything(layout: Layout) -> Tensor:

@@ -1,0 +1,7 @@
+"""Architecture search in a learned embedding space: the method `embedding`."""
+
+from __future__ import annotations
+
+from passes.methods.embedding.config import EmbeddingSearch
+
+__all__ = ["EmbeddingSearch"]
