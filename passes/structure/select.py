@@ -96,13 +96,14 @@ def repair(
     limits: Sequence[ResolvedLimit],
     *,
     multiple: int = 1,
+    per_cost: bool = True,
 ) -> Selection:
     """The nearest state that fits: least score per saving goes, then what fits returns.
 
     A state that fits, and with which nothing more does, stays as it is; see `select_global`.
     """
     return select_global(
-        costs, groups, scores, limits, multiple=multiple, per_cost=True, state=state
+        costs, groups, scores, limits, multiple=multiple, per_cost=per_cost, state=state
     )
 
 

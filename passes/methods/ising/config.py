@@ -39,9 +39,9 @@ class Ising(MethodConfig):
             states that are compared first.
         inter: Weight of the couplings between groups, against 1 within: at 1, as in the paper,
             whole groups are preferred to others.
-        search: `"de"` evolves the bits; `"de+ls"` also swaps those that are expected to gain most,
-            to first order; `"ratio-de"` evolves the share that each group keeps, at rates of its
-            own, and importance decides which units these are.
+        search: `"ratio-de"` evolves the share that each group keeps, at rates of its own, and
+            importance decides which units these are; `"de"` evolves the bits, as in the papers;
+            `"de+ls"` also swaps those that are expected to gain most, to first order.
         init_keep: `"budget"` starts with states that use the budget up; a number is the share of
             the units that each of the first states keeps, before it is brought within the budget.
         search_share: Share of the training during which is searched; 0 searches before training, on
@@ -61,8 +61,8 @@ class Ising(MethodConfig):
         local_flips: Swaps that `"de+ls"` adds to a generation at most.
         score_share: Share of each batch that candidates are compared on; at least two samples.
         score_samples: Samples that candidates are compared on where the weights do not change.
-        norms: What batch norms do for a candidate: `"running"` uses the running statistics,
-            `"batch"` those of the samples.
+        norms: What batch norms do for a candidate: `"batch"` uses the statistics of the samples, as
+            the finished model has statistics of its own; `"running"` those of the whole network.
         backend: How candidates are run: one by one (`"loop"`), as one batch (`"fold"`), by
             `torch.vmap` (`"vmap"`), really cut (`"compact"`), or as is found to be fastest in the
             first generation (`"measured"`). `"auto"` measures on accelerators; on a CPU it takes
@@ -78,22 +78,22 @@ class Ising(MethodConfig):
     temperature: float = 1.0
     ising_weight: float = 1.0
     inter: float = 0.1
-    search: Literal["de", "de+ls", "ratio-de"] = "de"
+    search: Literal["de", "de+ls", "ratio-de"] = "ratio-de"
     init_keep: float | Literal["budget"] = "budget"
     search_share: float = 0.25
     generations: int = 200
     every: int = 1
     patience: int = 100
-    anneal: bool = False
+    anneal: bool = True
     mutation: float = 0.9
     crossover: float = 0.5
     noise: float | None = None
     importance: Literal["l1", "l2", "taylor"] = "l2"
     repair_temperature: float = 0.5
     local_flips: int = 4
-    score_share: float = 0.25
+    score_share: float = 0.5
     score_samples: int = 128
-    norms: Literal["running", "batch"] = "running"
+    norms: Literal["running", "batch"] = "batch"
     backend: Literal["auto", "measured", "loop", "fold", "vmap", "compact"] = "auto"
     refresh: int = 100
     bn_batches: int = 16

@@ -82,8 +82,10 @@ def test_repaired_states_are_feasible(net, problem, rate):
     assert torch.equal(repair(found, scores, generator, temperature), found)
 
 
-def test_it_is_the_repair_of_single_states(net):
+@pytest.mark.parametrize("per_saving", [False, True])
+def test_it_is_the_repair_of_single_states(net, per_saving):
     repair = repair_for(*net, {"macs": "0.5", "energy": "0.6"}, multiple=2)
+    repair = replace(repair, per_saving=per_saving)
     population, scores = random_population(4, 38, 0, 0.8), random_scores(38, 1)
     found = repair(population, scores)
     for before, after in zip(population, found, strict=True):
@@ -94,6 +96,7 @@ def test_it_is_the_repair_of_single_states(net):
             repair.layout.by_group(scores),
             repair.limits,
             multiple=2,
+            per_cost=per_saving,
         )
         assert torch.equal(repair.layout.bits(repair.groups, selection.state), after)
     assert not torch.equal(population, found)

@@ -40,7 +40,8 @@ def cross_entropy(outputs, targets):
 
 
 def test_in_training_the_budget_is_met_by_smaller_layers_and_all_is_said():
-    result = compressed(train=True, search={"search_share": 0.4, "states": 4})
+    search = {"search_share": 0.4, "states": 4, "search": "de", "anneal": False}
+    result = compressed(train=True, search=search)
     assert result.certificate.holds
     first, second = result.model[0].out_channels, result.model[3].out_channels
     assert (first, second) != (12, 16)
@@ -107,6 +108,7 @@ def test_the_search_beats_importance_on_the_energy_that_it_lowers():
             return float(F.cross_entropy(result.model(x), y)), result
 
     search = {"energy": cross_entropy, "search": "de+ls", "generations": 20, "bn_batches": 0}
+    search |= {"norms": "running", "anneal": False}
     found, result = energy(search=search | {"score_samples": 56})
     assert found < 0.7 * energy(method="l2")[0]
     assert result.plan.details["search"]["energy_best"] == pytest.approx(found, abs=1e-5)
