@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
 import numpy as np
@@ -284,6 +284,18 @@ class ModelGraph:
         if self.rewritten and self.graph_module is not None:
             return self.graph_module
         return self.module
+
+    def become(self, other: ModelGraph, decisions: Iterable[Decision]) -> None:
+        """Take over another model in place: whoever holds this one holds that one then.
+
+        Args:
+            other: The model; it must not be used any more.
+            decisions: What led to it, after what was decided before.
+        """
+        known = [*self.decisions, *decisions]
+        for item in fields(self):
+            setattr(self, item.name, getattr(other, item.name))
+        self.decisions = known
 
     @property
     def by_name(self) -> dict[str, Site]:

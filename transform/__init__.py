@@ -46,6 +46,7 @@ from energy_model.errors import (  # noqa: E402
     UnsupportedLayer,
 )
 from energy_model.hardware import Hardware  # noqa: E402
+from passes.methods.embedding.config import EmbeddingSearch  # noqa: E402
 from passes.methods.energy_projection import EnergyProjection  # noqa: E402
 from passes.methods.ising.config import Ising  # noqa: E402
 from passes.methods.joint.config import Joint  # noqa: E402
@@ -91,6 +92,7 @@ __all__ = [
     "CompressionError",
     "CostTable",
     "Distill",
+    "EmbeddingSearch",
     "EnergyProjection",
     "Export",
     "ExportError",

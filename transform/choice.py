@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from energy_model.budget import Budget
 from energy_model.errors import UnsupportedBudget
@@ -28,6 +29,21 @@ class Choice:
     spec: MethodSpec
     config: MethodConfig
     why: str
+
+
+def asked_of(budget: Any, method: Methods) -> Budget:
+    """The budget that a user means.
+
+    A method that weighs costs against accuracy by itself needs none; the model is not to grow.
+
+    Raises:
+        BudgetError: It cannot be read, or it is `None` and the method needs one.
+    """
+    if budget is None and isinstance(method, str | MethodConfig) and method != "auto":
+        spec, _ = find_method(method)
+        if spec.free:
+            return Budget(params="100%")
+    return Budget.parse(budget)
 
 
 def choose_method(method: Methods, budget: Budget) -> Choice:

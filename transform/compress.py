@@ -17,7 +17,7 @@ from passes.inputs import as_batch
 from passes.reconstruct.config import Reconstruction
 from passes.selectors import Selector
 from transform import arguments
-from transform.choice import Choice, Methods, choose_method
+from transform.choice import Choice, Methods, asked_of, choose_method
 from transform.evaluate import Metric
 from transform.gradients import Gradients
 from transform.pipeline import run
@@ -34,7 +34,7 @@ from transform.unlabelled import Unlabelled
 
 def compress(
     model: nn.Module | Compressed,
-    budget: str | Mapping[str, Any] | Budget,
+    budget: str | Mapping[str, Any] | Budget | None,
     data: Iterable[Any] | None = None,
     *,
     valid: Iterable[Any] | None = None,
@@ -65,7 +65,8 @@ def compress(
             still mean the model that it was made from.
         budget: `"energy<=25%"`, `"energy<=25%, nonzeros<=20k"`, `{"energy": 0.25}` or a `Budget`.
             Shares are relative to the original dense model; integers and strings with units are
-            absolute.
+            absolute. `None` only for a method that weighs size against accuracy by itself, such as
+            `"embedding"`: then nothing more is asked than that the model does not grow.
         data: Batches: a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`. With
             labels the model is trained on them under the budget, unless `train=False`. Without,
             they serve calibration and `reconstruct`.
@@ -118,7 +119,7 @@ def compress(
     require_model(model)
     arguments.require_target(target)
     arguments.require_free(out, training=train is not False)  # before any work
-    profile, asked = load_hardware(hardware), Budget.parse(budget)
+    profile, asked = load_hardware(hardware), asked_of(budget, method)
     choice = choose_method(method, asked)
     place = arguments.find_device(model, device)
     number, config = arguments.require_seed(seed), arguments.training_config(train)

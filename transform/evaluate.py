@@ -132,7 +132,7 @@ def _evaluated(
         if batch.targets is None:
             yield None, None, 0
             return
-        outputs = batch.call.to(device)(model)
+        outputs = batch.call.to(device).fresh()(model)  # a model may change its inputs in place
         yield outputs, moved(batch.targets, device), batch.call.batch_size or 1
 
 

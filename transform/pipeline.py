@@ -32,6 +32,7 @@ from transform.request import Request
 from transform.result import Compressed, Costs, smaller_layers
 from transform.run_setting import run_setting, stopwatch
 from transform.sizes import Sizes, count_sizes
+from transform.training.candidates import trainer_of
 from transform.training.fit import fit
 
 
@@ -49,7 +50,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     with show.stage("resolving the budget"):
         before, limits = subject.costs, resolve(request.budget, subject, request.origin)
         bases = _bases(subject, limits, request.origin)
-    setting = run_setting(request, limits, before, watch)
+    setting = run_setting(request, limits, before, watch, trainer_of(request, show))
     with show.stage(f"planning ({choice.spec.name})"):
         method = choice.spec.build(choice.config)
         method.observe(graph, setting)
@@ -73,7 +74,7 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan, before, bases)
     scores["after"] = _score(request, finished.module, show)
-    result.metrics = scores
+    result.metrics, result.search = scores, method.search_record()
     result.history = _history(before.total.energy.relaxed, result, history)
     return result
 

@@ -14,6 +14,7 @@ from energy_model.cost import CostTable
 from energy_model.errors import ExportError, PostconditionError
 from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision, ModelGraph
+from passes.methods.embedding.record import SearchRecord
 from passes.methods.plan import Plan
 from passes.storage.atomic import write_file
 from transform.certificate import REMEASURE, Certificate, Source, certify
@@ -90,6 +91,7 @@ class Compressed:
             are relative to when the result is compressed further.
         sizes: The size of the weights in every way of counting, where bits or bytes were limited or
             weights have codebooks.
+        search: Every candidate of a search over architectures; `None` if there was none.
     """
 
     model: nn.Module
@@ -107,6 +109,7 @@ class Compressed:
     history: list[dict[str, Any]] = field(default_factory=list)
     bases: dict[str, int | float] = field(default_factory=dict)
     sizes: Sizes | None = None
+    search: SearchRecord | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from energy_model.resolved import ResolvedLimit
 from energy_model.timing import Timing
 from passes.graph import ModelGraph
 from passes.methods.base import Run
+from passes.methods.embedding.trainer import CandidateTrainer
 from transform.fingerprint import state_digest
 from transform.finished import traced_anew, without_dead_structure
 from transform.labelled import Labelled
@@ -33,7 +34,11 @@ def stopwatch(request: Request) -> Stopwatch:
 
 
 def run_setting(
-    request: Request, limits: tuple[ResolvedLimit, ...], costs: CostTable, watch: Stopwatch
+    request: Request,
+    limits: tuple[ResolvedLimit, ...],
+    costs: CostTable,
+    watch: Stopwatch,
+    trainer: CandidateTrainer | None = None,
 ) -> Run:
     """What a method may use.
 
@@ -42,6 +47,7 @@ def run_setting(
         limits: Its budget in absolute terms.
         costs: Costs of the original.
         watch: Measures.
+        trainer: Trains other models, if there is data for that.
     """
     training = request.training
     return Run(
@@ -61,6 +67,7 @@ def run_setting(
         size=lambda finished: _file_bytes(finished, request, "size", limits),
         latency=lambda finished: _timing(finished, request, watch, limits),
         latency_model=lambda graph, multiple: _latency_model(graph, multiple, request, watch),
+        trainer=trainer,
     )
 
 

@@ -21,6 +21,7 @@ from energy_model.resolved import ResolvedLimit
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
 from passes.joint.codebook import Codebook
+from passes.methods.embedding.record import SearchRecord
 from passes.methods.plan import Plan
 from passes.quantize.encoding import Encoding
 from passes.quantize.widths import apply_widths
@@ -151,6 +152,7 @@ def _describe(result: Compressed) -> dict[str, Any]:
         "metrics": result.metrics,
         "bases": result.bases,
         "sizes": None if result.sizes is None else result.sizes.to_dict(),
+        "search": None if result.search is None else result.search.to_dict(),
         "costs": {
             "before": result.costs.before.to_dict(),
             "after": result.costs.after.to_dict(),
@@ -296,6 +298,7 @@ def _restored(
         history=description["history"],
         bases=description.get("bases", {}),
         sizes=Sizes.from_dict(sizes) if (sizes := description.get("sizes")) else None,
+        search=SearchRecord.from_dict(found) if (found := description.get("search")) else None,
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ from passes.inputs import Batch, Call
 from passes.methods.config import MethodConfig
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
+
+if TYPE_CHECKING:
+    from passes.methods.embedding.record import SearchRecord
+    from passes.methods.embedding.trainer import CandidateTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Run:
         latency_model: Function of a traced model and what its channel counts are to be multiples
             of: predicts the latency of keep-states, fitted to networks that are measured when it is
             first asked. The model is left alone.
+        trainer: Trains and scores other models in the place of the one that is compressed; `None`
+            without labelled data or without validation data.
     """
 
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -78,6 +84,7 @@ class Run:
     size: Callable[[ModelGraph], int] | None = None
     latency: Callable[[ModelGraph], Timing] | None = None
     latency_model: Callable[[ModelGraph, int], LatencyModel] | None = None
+    trainer: CandidateTrainer | None = None
 
 
 class Method(ABC):
@@ -182,6 +189,10 @@ class Method(ABC):
         """Rows for the history since it was last asked, after every step; JSON values."""
         return []
 
+    def search_record(self) -> SearchRecord | None:
+        """Every candidate of a search over architectures, once it is over."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {}
@@ -207,6 +218,7 @@ class MethodSpec:
         needs: What it cannot do without: `"labels"`.
         gives: What it guarantees of the finished model: `"zeros"`, `"grid"` (weights on levels),
             `"tied"` (weights looked up in banks). A method after it in a list must keep it.
+        free: It weighs costs against accuracy by itself, so that it needs no budget.
     """
 
     GROUP: ClassVar[str] = "transform.methods"
@@ -219,6 +231,7 @@ class MethodSpec:
     keeps: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
+    free: bool = False
 
     def build(self, config: MethodConfig | None = None) -> Method:
         """A method with the given or the default configuration."""

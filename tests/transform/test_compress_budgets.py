@@ -197,7 +197,7 @@ def test_one_infeasible_limit_of_two_is_named():
 
 SINGLE_WEIGHTS = ("energy", "magnitude")
 NOBODY = ("ram",)
-STRUCTURED = "bn_gamma, ising, l1, l2, random, taylor"
+STRUCTURED = "bn_gamma, embedding, ising, l1, l2, random, taylor"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
     served += "sparse_macs, weight_bits"
     others = {
         "size": "bn_gamma, dsr_plus, ising, l1, l2, quantize, random, taylor",
-        "params": "bn_gamma, hashed, ising, l1, l2, random, taylor",
-        "latency": "bn_gamma, l1, l2, random, taylor",
+        "params": "bn_gamma, embedding, hashed, ising, l1, l2, random, taylor",
+        "latency": "bn_gamma, ising, l1, l2, random, taylor",
     }.get(key, STRUCTURED)
     assert (served if key in NOBODY else f"These do: {others}") in message
 

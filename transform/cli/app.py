@@ -23,6 +23,7 @@ from transform.cli import compare as compare_command
 from transform.cli import options
 from transform.cli import plot as plot_command
 from transform.cli import run as run_command
+from transform.cli import search_stats as search_command
 from transform.cli import sensitivity as sensitivity_command
 from transform.cli import structure as structure_command
 from transform.cli import train as train_command
@@ -281,6 +282,7 @@ app.command(cls=Command, epilog=train_command.EPILOG)(train_command.train)
 app.command(cls=Command, epilog=run_command.EPILOG)(run_command.run)
 app.command(cls=Command, epilog=compare_command.EPILOG)(compare_command.compare)
 app.command(cls=Command, epilog=plot_command.EPILOG)(plot_command.plot)
+app.command("search-stats", cls=Command, epilog=search_command.EPILOG)(search_command.search_stats)
 app.command(cls=Command, epilog=sensitivity_command.EPILOG)(sensitivity_command.sensitivity)
 app.command(cls=Command, epilog=structure_command.EPILOG)(structure_command.structure)
 app.command(cls=Command, epilog=unpack_command.EPILOG)(unpack_command.unpack)

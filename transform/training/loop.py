@@ -30,7 +30,7 @@ from transform.training.config import TrainConfig
 from transform.training.engine import Engine, accelerated, trained_alone, training_mode
 from transform.training.losses import Loss, combined, cross_entropy, distillation
 from transform.training.optimizers import LearningRate, build_optimizer
-from transform.training.randomness import random_state, set_random_state
+from transform.training.randomness import loader_generators, random_state, set_random_state
 from transform.training.steps import batches_per_epoch
 
 
@@ -275,7 +275,7 @@ class Trainer:
             "rate": rate.state_dict(),
             "method": self.method.state_dict(),
             "random": random_state(self.device),
-            "generators": [generator.get_state() for generator in _generators(self.data)],
+            "generators": [generator.get_state() for generator in loader_generators(self.data)],
             "loader": loader() if callable(loader) else None,
             "best": [self.best.metric, self.best.epoch, self.best.state],
             "history": self.history,
@@ -291,7 +291,9 @@ class Trainer:
             self.graph.runnable.load_state_dict(state["model"])
             self.method.load_state_dict(state["method"])
             set_random_state(state["random"], self.device)
-            for generator, saved in zip(_generators(self.data), state["generators"], strict=True):
+            for generator, saved in zip(
+                loader_generators(self.data), state["generators"], strict=True
+            ):
                 generator.set_state(saved)
             if state["loader"] is not None:
                 self.data.load_state_dict(state["loader"])  # type: ignore[attr-defined]
@@ -312,14 +314,6 @@ def _checkpoint_errors() -> Iterator[None]:
             where="out",
             remedy="Remove the folder 'checkpoints' in it; the run starts anew.",
         ) from error
-
-
-def _generators(data: Iterable[Any]) -> list[torch.Generator]:
-    """Generators that a data loader owns: its own, and that of its sampler."""
-    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
-    found = (getattr(owner, "generator", None) for owner in owners)
-    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
-    return list(unique.values())
 
 
 def frozen_teacher(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,3 +51,35 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     np.random.set_state(full)  # noqa: NPY002
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class Stream:
+    """The global generators as one of several users sees them, unmoved by what others draw.
+
+    Args:
+        seed: Where they start.
+        device: Whose generator belongs to them besides those of the CPU.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        with seeded(seed, device):
+            self._state = random_state(device)
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Go on where this stream stopped; the caller's states come back afterwards."""
+        with preserved_random_state(self.device):
+            set_random_state(self._state, self.device)
+            try:
+                yield
+            finally:
+                self._state = random_state(self.device)
+
+
+def loader_generators(data: Iterable[Any]) -> list[torch.Generator]:
+    """Generators that a data loader owns: its own, and that of its sampler."""
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
+    return list(unique.values())

@@ -119,6 +119,10 @@ class ShuffledBatches(Batches):
         prepare = functools.partial(self._changed, generator=generator)
         return self._batches(self.examples.rows[order], prepare)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next epoch be the one of this number."""
+        self.epoch = epoch
+
     def state_dict(self) -> dict[str, int]:
         """The seed, and how many epochs have begun."""
         return {"seed": self.seed, "epoch": self.epoch}

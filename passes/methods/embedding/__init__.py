@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from passes.methods.embedding.config import EmbeddingSearch
+from passes.methods.embedding.method import SPEC, EmbeddingSearchMethod
 
-__all__ = ["EmbeddingSearch"]
+__all__ = ["SPEC", "EmbeddingSearch", "EmbeddingSearchMethod"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from passes.methods.config import MethodConfig
@@ -11,7 +12,7 @@ from passes.methods.embedding.ladder import Ladder
 
 SURROGATES = ("embedding", "features", "random", "evolution")
 POLICIES = ("free", "stage", "width")
-IMPORTANCES = ("l1", "l2", "bn_gamma", "taylor", "leading")
+IMPORTANCES = ("norm", "leading")
 DISTILLATIONS = ("kl", "logit_mse")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -38,22 +39,22 @@ class EmbeddingSearch(MethodConfig):
         eta: One in so many candidates of a step goes on to the next rung, rounded up.
         probes: Candidates that are trained to the last rung before the others may be halved, and by
             whose ranks is decided whether they are; 0 halves from the start.
-        surrogate: What proposes candidates. `"embedding"`: Gaussian processes on learned embeddings;
-            `"features"`: on features made by hand; `"random"`: chance; `"evolution"`: mutations of
-            the best by tournament. The last three are the baselines.
+        surrogate: What proposes candidates. `"embedding"`: Gaussian processes on learned
+            embeddings; `"features"`: on features made by hand; `"random"`: chance; `"evolution"`:
+            mutations of the best by tournament. The last three are the baselines.
         metric: The cost that C is counted in, or a tuple of several, of whose ratios the geometric
             mean counts. Any deterministic cost: `"params"`, `"macs"`, `"energy"`, ...
-        composite: Model A alone, for C is known before a candidate is trained; otherwise the reward.
-        policy: Which channel groups have one width. `"free"`: each its own; `"stage"`: one for those
-            of equal width and spatial size; `"width"`: one for those of equal width, as in the paper.
+        composite: Model A alone, for C is known before a candidate is trained; if false, the
+            reward.
+        policy: Which channel groups have one width. `"free"`: each its own; `"stage"`: one for
+            those of equal width and spatial size; `"width"`: one for those of equal width, as in
+            the paper.
         kernels: Encoders of the ensemble. Each learns from a random part of the record.
         pool: Candidates that the acquisition chooses from, for each proposal.
-        encoder: Path of encoders that an earlier search saved, from which these start; `None` starts
-            anew.
-        importance: What decides which channels stay: magnitudes (`"l1"`, `"l2"`), scales of the
-            batch norms (`"bn_gamma"`), the first-order change of the loss (`"taylor"`), or their
-            order (`"leading"`), as in the paper.
-        max_removed: Share of its units that a group loses at most.
+        encoder: Path of encoders that an earlier search saved, from which these start; `None`
+            starts anew.
+        importance: What decides which channels stay: the largest weights (`"norm"`), or their order
+            (`"leading"`), as in the paper.
         distill: How candidates learn from the model: `"kl"`, the divergence of softened outputs
             times the square of the temperature; `"logit_mse"`, the mean squared difference of
             logits, as in the paper; `None`: from the labels alone.
@@ -84,8 +85,7 @@ class EmbeddingSearch(MethodConfig):
     kernels: int = 8
     pool: int = 1000
     encoder: str | None = None
-    importance: Literal["l1", "l2", "bn_gamma", "taylor", "leading"] = "l2"
-    max_removed: float = 0.95
+    importance: Literal["norm", "leading"] = "norm"
     distill: Literal["kl", "logit_mse"] | None = "kl"
     distill_weight: float = 0.5
     temperature: float = 4.0
@@ -115,7 +115,7 @@ class EmbeddingSearch(MethodConfig):
         for name, known in _CHOICES.items():
             self._require(name, getattr(self, name) in known, f"one of {known}")
         self._require("composite", isinstance(self.composite, bool), "true or false")
-        for name in ("max_removed", "distill_weight"):
+        for name in ("distill_weight",):
             self._require(name, _number(getattr(self, name), 0, 1), "a share from 0 to 1")
         self._require("temperature", _number(self.temperature, 1e-6), "a number above 0")
         for name in ("lr", "weight_decay"):
@@ -155,7 +155,7 @@ def _number(value: Any, low: float, high: float = 1e30) -> bool:
 
 def _ascending(value: Any) -> bool:
     whole = isinstance(value, tuple) and value and all(_whole(epochs, 0) for epochs in value)
-    return bool(whole) and all(a < b for a, b in zip(value, value[1:], strict=False))
+    return bool(whole) and all(a < b for a, b in pairwise(value))
 
 
 def _keys(value: Any) -> bool:

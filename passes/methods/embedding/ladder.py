@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,8 @@ class Ladder:
     least: float = 0.5
 
     def __post_init__(self) -> None:
-        pairs = zip(self.fidelity, self.fidelity[1:], strict=False)
-        if not self.fidelity or self.fidelity[0] < 0 or any(a >= b for a, b in pairs):
+        falls = any(a >= b for a, b in pairwise(self.fidelity))
+        if not self.fidelity or self.fidelity[0] < 0 or falls:
             raise ArgumentError(
                 f"{self.fidelity} is no ladder",
                 where="fidelity",

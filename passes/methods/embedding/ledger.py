@@ -260,13 +260,18 @@ class Ledger:
         with _database_errors(self.path):
             return frozenset(d for (d,) in self._run("SELECT DISTINCT digest FROM candidates"))
 
-    def scores(self) -> list[dict[int, float]]:
+    def scores(self, *, before: int | None = None) -> list[dict[int, float]]:
         """Rewards by rung of every candidate, in the order of the proposals, for the ladder.
 
         Rungs that are pending or failed are left out.
+
+        Args:
+            before: Only candidates of steps before this one.
         """
         found: dict[str, dict[int, float]] = {}
         for row in self.rows():
+            if before is not None and row.step >= before:
+                continue
             scores = found.setdefault(row.digest, {})
             if row.status == "done" and row.reward is not None:
                 scores[row.rung] = row.reward
@@ -301,10 +306,11 @@ class Ledger:
         self._run("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
-            self._run("ROLLBACK")
-            raise
-        self._run("COMMIT")
+            self._run("COMMIT")
+        finally:
+            # A full disk ends a transaction on its own.
+            if self._connection.in_transaction:
+                self._run("ROLLBACK")
 
 
 _WRITTEN = ("costs", "status", "accuracy", "reward", "seconds", "failure")
@@ -356,7 +362,7 @@ def _database_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError as error:
         raise PostconditionError(
-            f"a candidate was to be recorded twice ({error})", where=str(path)
+            f"a row does not fit the record ({error})", where=str(path)
         ) from error
     except (sqlite3.Error, OSError) as error:
         raise StorageError(

@@ -73,13 +73,13 @@ def pareto_front(rows: Iterable[Row], cost: str) -> list[Row]:
 def needed_weights(rows: Sequence[Row], keep: int) -> frozenset[tuple[str, int]]:
     """Digest and rung of all weights that may still be used.
 
-    Those of the `keep` best, and those of the last step, whose candidates may climb: each on the
-    last rung that it finished.
+    Those of the `keep` best, each on the last rung that it finished, and those with which the
+    training of a pending row begins.
 
     Args:
         rows: All of a record.
         keep: How many of the best are wanted in the end.
     """
-    last_step = max((row.step for row in rows), default=0)
-    climbing = [row for row in last_rows(rows) if row.step == last_step]
-    return frozenset(row.key for row in (*best_rows(rows, keep), *climbing))
+    best = {row.key for row in best_rows(rows, keep)}
+    climbing = {(row.digest, row.rung - 1) for row in rows if row.status == "pending" and row.rung}
+    return frozenset(best | climbing)

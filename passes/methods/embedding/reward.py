@@ -69,7 +69,7 @@ class Reward:
                 )
         if not (math.isfinite(self.accuracy) and self.accuracy > 0):
             raise ArgumentError(
-                f"the teacher's accuracy is {self.accuracy}, and candidates are measured against it",
+                f"the teacher's accuracy is {self.accuracy}, and no share of it can be taken",
                 where="valid",
                 remedy="Pass a trained model, and a metric that is positive for it.",
             )
@@ -107,7 +107,7 @@ class Reward:
         return accuracy / self.accuracy
 
     def __call__(self, costs: Costs, accuracy: float) -> float:
-        """f = C (2 - C) A of a candidate.
+        """The reward C (2 - C) A of a candidate.
 
         Args:
             costs: Its costs, in the units of the teacher's.

@@ -45,8 +45,8 @@ class CandidateWeights:
             save_tensors(draft, {name: tensor.clone() for name, tensor in tensors.items()})
             about = {"epochs": state.epochs, "sha256": sha256_file(draft), "state": packed}
             files = {_TENSORS: draft.read_bytes(), _STATE: json_bytes(about)}
-        with storage_errors(path):
-            shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            _remove(path)
         write_folder(path, files)
 
     def load(self, digest: str, rung: int) -> TrainingState:
@@ -80,10 +80,19 @@ class CandidateWeights:
         if not self.folder.is_dir():
             return
         names = {self._path(digest, rung).name for digest, rung in needed}
-        with storage_errors(self.folder):
-            for path in sorted(self.folder.iterdir()):
-                if path.name not in names:
-                    shutil.rmtree(path)
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in names:
+                _remove(path)
 
     def _path(self, digest: str, rung: int) -> Path:
         return self.folder / f"{digest}-{rung}"
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: a kill leaves nothing half removed under this one."""
+    hidden = path.with_name(f".{path.name.lstrip('.')}.partial")
+    with storage_errors(path):
+        if hidden != path:
+            shutil.rmtree(hidden, ignore_errors=True)
+            path.rename(hidden)
+        shutil.rmtree(hidden)

@@ -1,0 +1,1 @@
+"""What learns from evaluated architectures: tokens, surrogates and what proposes with them."""

@@ -1,0 +1,134 @@
+"""What a search has found: every student, the best ones, and how well they were predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from energy_model.errors import StorageError
+from passes.embedding.encoder import Encoder
+from passes.methods.embedding.ledger import Row
+from passes.methods.embedding.ranking import best_rows, pareto_front
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A student that was trained fully after the search.
+
+    Attributes:
+        digest: Digest of its genotype.
+        genotype: The genotype as a JSON object.
+        costs: Its costs by key.
+        searched: Its accuracy in the search.
+        accuracy: After full training, on the validation data; without training that of the weights
+            that the search left.
+        reward: With that accuracy.
+    """
+
+    digest: str
+    genotype: Mapping[str, Any]
+    costs: Mapping[str, int | float]
+    searched: float
+    accuracy: float
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """All of a search.
+
+    Attributes:
+        accuracy: Of the teacher on the validation data.
+        costs: Of the teacher, by key.
+        metric: The costs that the reward counts.
+        fidelity: Epochs after which the rungs end.
+        rows: Every student on every rung that it was trained for, in the order of the proposals.
+        finalists: Those that were trained fully, the best first: that one is the result.
+        steps: What the history says of each step, among it how well surrogates predicted.
+        encoders: What the surrogate has learned, to start another search with; not saved with the
+            record, see `save_encoders`.
+    """
+
+    accuracy: float
+    costs: Mapping[str, int | float]
+    metric: tuple[str, ...]
+    fidelity: tuple[int, ...]
+    rows: tuple[Row, ...]
+    finalists: tuple[Finalist, ...]
+    steps: tuple[Mapping[str, Any], ...] = ()
+    encoders: tuple[Encoder, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def best(self) -> Finalist:
+        """The result."""
+        return self.finalists[0]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that all students were trained in the search, together."""
+        before = (0, *self.fidelity)
+        return sum(self.fidelity[row.rung] - before[row.rung] for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Time that was spent on students in the search."""
+        return sum(row.seconds or 0.0 for row in self.rows)
+
+    def top(self, count: int) -> list[Row]:
+        """The best of the search; see `ranking.best_rows`."""
+        return best_rows(self.rows, count)
+
+    def front(self, cost: str | None = None) -> list[Row]:
+        """Accuracy against a cost: students that no other beats in both; see `pareto_front`.
+
+        Args:
+            cost: Its key; the first that the reward counts by default.
+        """
+        return pareto_front(self.rows, self.metric[0] if cost is None else cost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "accuracy": self.accuracy,
+            "costs": dict(self.costs),
+            "metric": list(self.metric),
+            "fidelity": list(self.fidelity),
+            "rows": [_plain(row) for row in self.rows],
+            "finalists": [_plain(one) for one in self.finalists],
+            "steps": [dict(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchRecord:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            StorageError: Something is missing or malformed.
+        """
+        try:
+            return cls(
+                float(data["accuracy"]),
+                dict(data["costs"]),
+                tuple(data["metric"]),
+                tuple(data["fidelity"]),
+                tuple(Row(**row) for row in data["rows"]),
+                tuple(Finalist(**one) for one in data["finalists"]),
+                tuple(data["steps"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"the record of the search is malformed: {type(error).__name__}: {error}",
+                where="search",
+                remedy="Restore the folder from a copy.",
+            ) from error
+
+
+def ranked(finalists: Sequence[Finalist]) -> tuple[Finalist, ...]:
+    """The best by reward first; equal ones in the order in which they were."""
+    return tuple(sorted(finalists, key=lambda one: -one.reward))
+
+
+def _plain(value: Row | Finalist) -> dict[str, Any]:
+    found = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in found.items()}

@@ -1,0 +1,221 @@
+"""Search over architectures through `compress`: what is promised holds, and all is recorded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from embedding_runs import Residual, data, searched, trained
+
+import transform
+from energy_model.errors import (
+    ArgumentError,
+    BudgetError,
+    InfeasibleBudget,
+    PreconditionError,
+    StorageError,
+    TrainingError,
+)
+from passes.architecture.genotype import Genotype
+from passes.methods.embedding.loop import ArchitectureSearch
+from transform.cli.app import app
+from transform.search_stats import finalist_rows, search_stats
+
+typer_testing = pytest.importorskip("typer.testing")
+
+
+@pytest.fixture(scope="module")
+def result():
+    return searched()
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_budget_holds_and_the_best_finalist_is_the_result(result):
+    assert result.certificate.holds
+    assert count(result.model) == result.search.best.costs["params"]
+    assert count(result.model) <= 0.6 * count(Residual())
+    assert result.metrics["after"] == result.search.best.accuracy
+    rewards = [one.reward for one in result.search.finalists]
+    assert rewards == sorted(rewards, reverse=True) and len(rewards) == 2
+    x = data(1, 9)[0][0]
+    assert result.model(x).shape == (12, 3)
+    [told] = [d for d in result.decisions if d.what.startswith("the best of 9 students")]
+    assert told.after == f"{count(result.model):,} params"
+
+
+def test_every_candidate_is_recorded_and_keeps_the_budget(result):
+    record = result.search
+    firsts = [row for row in record.rows if row.rung == 0]
+    assert [(row.step, row.slot) for row in firsts] == [(s, n) for s in range(3) for n in range(3)]
+    assert len({row.digest for row in firsts}) == 9
+    assert all(row.costs["params"] <= 0.6 * record.costs["params"] for row in record.rows)
+    assert all(row.status == "done" for row in record.rows)
+    for row in record.rows:
+        saved = 1 - row.costs["params"] / record.costs["params"]
+        assert row.reward == pytest.approx(saved * (2 - saved) * row.accuracy / record.accuracy)
+    assert Genotype.from_dict(record.best.genotype).digest == record.best.digest
+    assert record.epochs == sum(1 for _ in record.rows)  # rungs of one epoch each
+    assert [step["step"] for step in record.steps] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model(result):
+    again = searched()
+    states = zip(result.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+    assert again.search == result.search
+    other = searched(seed=1)
+    assert {row.digest for row in other.search.rows} != {row.digest for row in result.search.rows}
+
+
+def test_the_callers_model_is_left_alone():
+    model = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    searched(model=model, search={"steps": 1})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "surrogate",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("evolution", "features")),
+        "embedding",
+    ],
+)
+def test_every_proposer_serves(surrogate):
+    found = searched("macs<=50%", search={"surrogate": surrogate, "batch": 4})
+    assert found.certificate.holds
+    assert {row.costs["macs"] <= 0.5 * found.search.costs["macs"] for row in found.search.rows} == {
+        True
+    }
+    fitted = [step["fits"] for step in found.search.steps]
+    if surrogate == "evolution":
+        assert not any(fitted)
+    else:
+        assert fitted[0] == [] and fitted[2][0]["surrogate"] == surrogate
+    if surrogate == "embedding":
+        assert len(found.search.encoders) == 2
+
+
+def test_without_a_budget_the_reward_alone_decides():
+    found = searched(None, search={"steps": 1})
+    [row] = found.certificate.rows
+    assert row.asked == "params<=100%"
+    with pytest.raises(BudgetError):
+        transform.compress(trained(), None, data(2, 2), method="l2")
+
+
+@pytest.mark.parametrize(
+    "metric", [pytest.param("macs", marks=pytest.mark.slow), ("params", "energy")]
+)
+def test_another_cost_can_be_what_counts(metric):
+    record = searched(search={"steps": 1, "metric": metric}).search
+    keys = (metric,) if isinstance(metric, str) else metric
+    assert record.metric == keys
+    row = record.rows[0]
+    left = 1.0
+    for key in keys:
+        left *= (row.costs[key] / record.costs[key]) ** (1 / len(keys))
+    saved = 1 - left
+    assert row.reward == pytest.approx(saved * (2 - saved) * row.accuracy / record.accuracy)
+
+
+def test_without_training_the_weights_of_the_search_are_the_result():
+    found = searched(train=False, search={"steps": 1, "fidelity": (1,)})
+    assert found.certificate.holds
+    assert found.metrics["after"] == found.search.best.accuracy == found.search.best.searched
+
+
+def test_it_is_saved_and_told(result, tmp_path):
+    result.save(tmp_path / "saved")
+    loaded = transform.load(tmp_path / "saved")
+    assert loaded.search == result.search
+    assert json.loads(json.dumps(result.search.to_dict())) == result.search.to_dict()
+    run = typer_testing.CliRunner().invoke(
+        app, ["search-stats", str(tmp_path / "saved"), "--plot", str(tmp_path / "front.png")]
+    )
+    assert run.exit_code == 0, run.output
+    assert f"finalist {result.search.best.digest[:8]}" in run.output
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    told = search_stats(result.search, top=1)
+    assert "9 students in 3 steps, 0 failed" in told
+    [best, _] = finalist_rows(result.search)
+    assert best["times"] == pytest.approx(count(Residual()) / count(result.model))
+    assert f"{best['times']:.2f}x" in told
+
+
+def test_a_folder_without_a_search_is_refused(tmp_path):
+    plain = transform.compress(trained(), "nonzeros<=50%", data(2, 2), train=False, progress="none")
+    plain.save(tmp_path / "plain")
+    run = typer_testing.CliRunner().invoke(app, ["search-stats", str(tmp_path / "plain")])
+    assert run.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("after a step", marks=pytest.mark.slow),
+        "within a step",
+        pytest.param("among the finalists", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(result, tmp_path, monkeypatch, moment):
+    stopped = {"count": 0}
+    target, name = {
+        "after a step": (ArchitectureSearch, "_propose"),
+        "within a step": (ArchitectureSearch, "_finish"),
+        "among the finalists": (transform.training.candidates.RequestTrainer, "train"),
+    }[moment]
+    original = getattr(target, name)
+
+    def stop(self, *args):
+        stopped["count"] += 1
+        if stopped["count"] == 2:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(target, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        searched(out=tmp_path / "run")
+    monkeypatch.undo()
+    found = searched(out=tmp_path / "run")
+    assert found.search.rows == result.search.rows
+    assert found.search.finalists == result.search.finalists
+    states = zip(found.model.state_dict().values(), result.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+def test_a_record_of_another_search_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ArchitectureSearch, "_finish", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        searched(out=tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="another search"):
+        searched(out=tmp_path / "run", search={"steps": 4})
+
+
+def _interrupted(self, step):
+    raise KeyboardInterrupt
+
+
+def test_a_budget_below_the_smallest_student_is_infeasible():
+    with pytest.raises(InfeasibleBudget) as caught:
+        searched("params<=10")
+    assert caught.value.tightest > 10
+
+
+@pytest.mark.parametrize("missing", ["data", "valid"])
+def test_without_data_nothing_can_be_searched(missing):
+    error = ArgumentError if missing == "data" else PreconditionError
+    with pytest.raises(error, match="label"):
+        train = None if missing == "data" else 1
+        searched(**{missing: None}, train=train, example_inputs=torch.zeros(1, 2, 6, 6))
+
+
+def test_a_search_in_which_every_student_fails_says_why():
+    with pytest.raises(TrainingError, match="none of 3 students could be trained"):
+        searched(search={"steps": 1, "lr": 1e30, "optimizer": "sgd"})
