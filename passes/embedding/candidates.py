@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from passes.architecture.genotype import Genotype
 from passes.architecture.sketch import Sketch
+from passes.derived_seed import derived_seed
 from passes.embedding.hand_features import hand_features, sections
 from passes.embedding.tokens import Tokenizer
 
@@ -153,5 +153,4 @@ def candidate_random(seed: int, step: int, number: int = 0) -> random.Random:
         step: Of the run.
         number: Of the candidate, or of the decision, within the step.
     """
-    text = f"{seed}/{step}/{number}".encode("ascii")
-    return random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+    return random.Random(derived_seed(seed, "proposal", step, number))

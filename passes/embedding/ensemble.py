@@ -8,7 +8,6 @@ random numbers its rank correlation is 0.93 and more.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from energy_model.errors import ArgumentError
+from passes.derived_seed import derived_seed
 from passes.embedding.deep_kernel import DeepKernel, Fitting, Inputs
 from passes.embedding.fit_report import FitReport, explained, mean_of, rank_correlation
 
@@ -101,7 +101,8 @@ class Ensemble:
         if self.redrawn:
             draws = torch.rand(len(observations), generator=generator).tolist()
         else:
-            draws = [_uniform(f"{kernel}/{seen.candidate.digest}") for seen in observations]
+            seeds = [derived_seed("part", kernel, one.candidate.digest) for one in observations]
+            draws = [seed / 2**63 for seed in seeds]
         kept = [
             at
             for at, (seen, draw) in enumerate(zip(observations, draws, strict=True))
@@ -161,8 +162,3 @@ class Ensemble:
             guesses += member.predict(inputs[other.nonzero()[:, 0]])[0].tolist()
         held_out = rank_correlation(truths, guesses) if len(truths) >= _FEWEST else None
         return FitReport(name, len(targets), mean_of(r2), mean_of(ranks), held_out)
-
-
-def _uniform(text: str) -> float:
-    """A number from 0 to 1 that depends on a text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

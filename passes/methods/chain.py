@@ -23,6 +23,7 @@ from passes.analysis.costs import cost_table
 from passes.graph import ModelGraph, Site
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
+from passes.methods.embedding.record import SearchRecord
 from passes.methods.ising.config import Ising
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
@@ -293,6 +294,11 @@ class ChainMethod(Method):
     def events(self) -> list[dict[str, Any]]:
         """Those of all stages."""
         return [row for stage in self.stages for row in stage.events()]
+
+    def search_record(self) -> SearchRecord | None:
+        """That of the first stage that has one."""
+        found = (stage.search_record() for stage in self.stages)
+        return next((record for record in found if record is not None), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Those of the stages."""

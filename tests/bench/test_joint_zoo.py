@@ -23,6 +23,7 @@ def small(monkeypatch):
     monkeypatch.setattr(joint_zoo, "_network", network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budget", ["weight_bits<=12.5%", pytest.param("archive<=12.5%", marks=pytest.mark.slow)]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,7 @@ def test_the_reference_is_greedy_selection(problem):
     assert all(map(torch.equal, found, greedy(weights, ladders, capacities)))
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(deadline=None)
 def test_the_projection_keeps_what_the_reference_keeps(problem):

@@ -118,6 +118,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
     assert extra < 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [True, False], ids=["VmHWM", "sampled"])
 def test_extra_bytes_sees_memory_that_was_freed_again(kernel, monkeypatch, tmp_path):
     if not kernel:

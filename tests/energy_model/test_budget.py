@@ -233,6 +233,7 @@ def limits(key: str) -> st.SearchStrategy[Limit]:
     return shares | whole | tiny if key == "energy" else shares | whole
 
 
+@pytest.mark.slow
 @given(st.sets(st.sampled_from(list(MEASURES)), min_size=1), st.data())
 def test_text_and_dict_read_back(keys: set[str], data: st.DataObject) -> None:
     budget = Budget.from_limits(data.draw(limits(key)) for key in keys)

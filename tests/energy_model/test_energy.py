@@ -127,6 +127,7 @@ def test_one_token_costs_what_the_convolution_rule_says() -> None:
     assert fc == layer_energy(LayerShape.conv(400, 120, 1, (1, 1)), EYERISS)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(layer=layers())
 def test_energy_against_counting_one_by_one(layer: Layer) -> None:

@@ -50,6 +50,7 @@ def run(path, inputs):
     return session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_holds_the_weights_the_counts_and_the_energy_of_the_model(exported, name):
     graph, written = exported(name)
@@ -160,6 +161,7 @@ def test_a_model_without_an_onnx_form_is_refused_and_nothing_is_written(tmp_path
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_never_put_in_its_place(tmp_path, monkeypatch):
     def other_model(module, call):
         model = float_model(module, call)

@@ -49,6 +49,7 @@ def test_the_values_are_those_of_the_file_not_of_the_model():
     assert np.count_nonzero(found["0"].values) == 9
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_weight_under_another_name_is_recognised_in_any_order(seed):
     sites, weights = sites_of(4, 5, 3)

@@ -52,6 +52,7 @@ def test_a_model_without_quantizers_is_left_alone():
     assert bypassed(module) is module
 
 
+@pytest.mark.slow
 def test_markers_pass_through_the_exporter_with_a_dynamic_batch():
     model, x = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), (2, 6))
     graph = quantize(model, x)

@@ -59,6 +59,7 @@ def test_an_example_of_one_row_is_dynamic_too():
     assert (first.dim_value, second.dim_value) == (0, 3)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_expressed_is_said_with_a_remedy():
     model, x = built(Branching, (2, 6))
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}

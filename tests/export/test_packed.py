@@ -112,6 +112,7 @@ def exported(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_archive_holds_the_other_file_bit_for_bit(exported, name):
     _, plain, written = exported(name)

@@ -113,6 +113,7 @@ def kinds(written):
     return [node.op_type for node in onnx.load(written.path).graph.node]
 
 
+@pytest.mark.slow
 def test_a_residual_network_runs_in_integers(exported):
     _, written = exported("residual")
     census = dict(written.census)
@@ -205,6 +206,7 @@ def test_neither_is_that_of_a_layer_whose_output_is_returned_and_rounded(tmp_pat
     assert float_layers(written.census) == 0
 
 
+@pytest.mark.slow
 def test_what_the_runtime_cannot_run_in_integers_is_float(exported):
     _, written = exported("upsampled")
     assert written.census["ConvTranspose"] == 1
@@ -213,6 +215,7 @@ def test_what_the_runtime_cannot_run_in_integers_is_float(exported):
     assert any(note.startswith("float weights in up: ") for note in written.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "activations"),
     [(4, 7), *(pytest.param(*bits, marks=pytest.mark.slow) for bits in [(2, 8), (8, 4), (7, 8)])],

@@ -97,6 +97,7 @@ CROSSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
     [

@@ -112,6 +112,7 @@ def test_the_file_is_smaller_by_what_was_planned(exported, name):
     assert written.bytes < 0.4 * dense.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch", [1, 7])
 def test_outputs_are_those_of_the_dense_file_bit_for_bit(exported, name, batch):

@@ -189,6 +189,7 @@ def test_every_row_names_what_it_was_counted_from(tmp_path):
     assert (claim["file"], claim["sha256"]) == ("net.onnx", digest)
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_model_not_of_the_file(tmp_path):
     """A folded norm is no parameter of the file, and gives a layer a bias that it had not."""
     model = nn.Sequential(

@@ -62,6 +62,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_weight_is_found_in_the_file_and_counted_again(name, tmp_path):
     model_class, example = CASES[name]

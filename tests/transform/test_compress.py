@@ -267,6 +267,7 @@ def test_other_float_types_keep_their_type_and_bits(dtype):
     assert {p.dtype for p in result.model.parameters()} == {dtype}
 
 
+@pytest.mark.slow
 def test_out_saves_the_model_its_file_and_its_certificate(tmp_path):
     from bench.check_certificate import check
 

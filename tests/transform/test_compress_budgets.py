@@ -36,6 +36,7 @@ def test_a_string_a_dict_and_a_budget_mean_the_same(forms):
     assert len({str(result.limits) for result in results}) == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(share=st.integers(3, 100), method=st.sampled_from(["energy", "magnitude"]))
 def test_a_share_of_the_weights_is_its_floor_and_is_used_up(share, method):
@@ -45,6 +46,7 @@ def test_a_share_of_the_weights_is_its_floor_and_is_used_up(share, method):
     assert nonzeros_of(result.model) == row.reached == row.maximum
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(share=st.floats(0.35, 1.0), method=st.sampled_from(["energy", "magnitude"]))
 def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method):
@@ -105,6 +107,7 @@ def test_what_is_sparse_enough_already_is_left_alone():
         assert result.certificate.holds
 
 
+@pytest.mark.slow
 def test_several_limits_hold_together():
     alone = {
         key: compress(limit).certificate.rows[0]
@@ -155,6 +158,7 @@ def test_the_hardware_decides_what_energy_is(tmp_path):
     assert rows[1] == rows[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["energy", "nonzeros", "weight_bits", "sparse_macs"])
 @pytest.mark.parametrize("method", ["energy", "magnitude", transform.Magnitude(scope="layer")])
 def test_the_tightest_value_of_an_infeasible_budget_can_be_reached(key, method):

@@ -118,6 +118,7 @@ def test_a_metric_that_was_never_measured_is_not_made_up():
     assert second.metrics["after"] is not None
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_is_the_same_for_a_saved_result(tmp_path):
     model, data = model_and_data()
     options = {"train": {"epochs": 2, "lr": 0.02}, "method": joint(project_every=2)}

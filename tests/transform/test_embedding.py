@@ -72,6 +72,7 @@ def test_the_same_seed_gives_the_same_model(result):
     assert {row.digest for row in other.search.rows} != {row.digest for row in result.search.rows}
 
 
+@pytest.mark.slow
 def test_the_callers_model_is_left_alone():
     model = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -79,13 +80,8 @@ def test_the_callers_model_is_left_alone():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "surrogate",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("evolution", "features")),
-        "embedding",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("surrogate", ["evolution", "features", "embedding"])
 def test_every_proposer_serves(surrogate):
     found = searched("macs<=50%", search={"surrogate": surrogate, "batch": 4})
     assert found.certificate.holds
@@ -101,6 +97,7 @@ def test_every_proposer_serves(surrogate):
         assert len(found.search.encoders) == 2
 
 
+@pytest.mark.slow
 def test_without_a_budget_the_reward_alone_decides():
     found = searched(None, search={"steps": 1})
     [row] = found.certificate.rows
@@ -109,9 +106,8 @@ def test_without_a_budget_the_reward_alone_decides():
         transform.compress(trained(), None, data(2, 2), method="l2")
 
 
-@pytest.mark.parametrize(
-    "metric", [pytest.param("macs", marks=pytest.mark.slow), ("params", "energy")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["macs", ("params", "energy")])
 def test_another_cost_can_be_what_counts(metric):
     record = searched(search={"steps": 1, "metric": metric}).search
     keys = (metric,) if isinstance(metric, str) else metric

@@ -124,6 +124,7 @@ def fake_times(
     monkeypatch.setattr(bench.layer_plan, "plan_layers", lambda *_, **__: plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("times", "floating", "form", "told"),
     [
@@ -205,6 +206,7 @@ def test_unknown_forms_are_refused(codes: transform.Compressed, tmp_path: Path) 
     assert "auto" in FORMS
 
 
+@pytest.mark.slow
 def test_a_quantized_result_comes_back_with_its_grids(
     integers: transform.Compressed, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_ram_of_an_opaque_model_is_refused():
         reached_value("ram", subject)
 
 
+@pytest.mark.slow
 def test_size_is_that_of_the_exported_file():
     subject = subject_of(*made(SmallConv))
     assert subject.file is None

@@ -149,6 +149,7 @@ def test_forms_are_checked_first(compressed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_is_no_place_for_a_file(compressed, tmp_path):
     with pytest.raises(transform.StorageError, match="cannot write here"):
         compressed.export(tmp_path)

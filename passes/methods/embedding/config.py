@@ -100,6 +100,8 @@ class EmbeddingSearch(MethodConfig):
         for name in ("fidelity", "metric"):  # JSON has lists only
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.metric, tuple) and len(self.metric) == 1:
+            object.__setattr__(self, "metric", self.metric[0])
         if isinstance(self.encoder, os.PathLike):
             object.__setattr__(self, "encoder", os.fspath(self.encoder))
         if isinstance(self.fidelity, int) and not isinstance(self.fidelity, bool):

@@ -81,6 +81,7 @@ def assert_alike(found, expected):
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 def test_random_students_are_as_small_as_those_of_the_paper():
     space = coarse(graph_of(resnet18))
     drawn = students(space, 4000)

@@ -32,6 +32,7 @@ def operators(model):
     return [node.op_type for node in model.graph.node]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [SmallResNet, pytest.param(SmallViT, marks=pytest.mark.slow)])
 def test_students_are_exported_and_compute_the_same(make, tmp_path):
     space = single(make)

@@ -267,6 +267,7 @@ def search(make, seed, evaluations=32):
     return max(map(toy_reward, genotypes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [features_of, embedding_of])
 def test_models_beat_chance(make):
     seeds = range(3)

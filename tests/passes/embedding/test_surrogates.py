@@ -60,6 +60,7 @@ def test_kernels_disagree(number):
     assert float((first - second).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_predicted_is_found_out_by_what_was_held_out():
     noise = random.Random(3)
     seen = observed(16, target=lambda genotype: noise.random())

@@ -38,7 +38,6 @@ def test_all_are_feasible_and_the_second_is_what_scores_choose(net):
         repair.layout.by_group(scores),
         repair.limits,
         multiple=2,
-        per_cost=True,
     )
     assert torch.equal(found[1], repair.layout.bits(repair.groups, chosen.state))
     assert len({tuple(row.tolist()) for row in found}) > 5

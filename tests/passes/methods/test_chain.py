@@ -77,6 +77,7 @@ def test_channels_go_before_weights_are_rounded() -> None:
     assert {row.bits for row in result.costs.after} == {8}
 
 
+@pytest.mark.slow
 def test_every_limit_goes_to_the_first_method_that_serves_it() -> None:
     result = transform.compress(
         net(),

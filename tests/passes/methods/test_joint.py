@@ -48,6 +48,7 @@ def error(graph, before):
     return sum(float((now[n].double() - before[n].double()).square().sum()) for n in names)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.one_of(st.integers(1, 40), st.integers(41, 32 * SIZE)),

@@ -92,6 +92,7 @@ def test_the_history_has_a_row_for_every_event():
     assert not [row for row in static if "rewiring" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule", [pytest.param(r, marks=pytest.mark.slow) for r in OTHERS] + ["dsr_plus"]
 )

@@ -68,6 +68,7 @@ def test_the_runtime_computes_what_torch_does(floats, dense_file):
     assert dense_file.max_abs_error <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["sparse", pytest.param("packed", marks=pytest.mark.slow)])
 def test_sparse_forms_apply_and_are_smaller(form, floats, dense_file, tmp_path):
     name = "model.packed" if form == "packed" else "model.onnx"
@@ -80,6 +81,7 @@ def test_sparse_forms_apply_and_are_smaller(form, floats, dense_file, tmp_path):
         assert float(np.abs(same).max()) == 0
 
 
+@pytest.mark.slow
 def test_zeros_stay_zeros_as_integers(tmp_path, monkeypatch):
     seen = watched(monkeypatch)
     methods = [SparseTraining(rule="rigl", every=2), Quantize(7, 8)]

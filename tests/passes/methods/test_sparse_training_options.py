@@ -201,6 +201,7 @@ def misses(drop, monkeypatch):
     return sum(abs(found - due) for found in late) / len(late) / due
 
 
+@pytest.mark.slow
 def test_the_proportional_threshold_misses_by_less(monkeypatch):
     assert misses("proportional_threshold", monkeypatch) < 0.8 * misses("threshold", monkeypatch)
 

@@ -9,6 +9,7 @@ KERNELS = {"rule": "dsr_exact", "granularity": "kernels", "layers": {"5": False}
 SLOW = {"marks": pytest.mark.slow}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "options"),
     [

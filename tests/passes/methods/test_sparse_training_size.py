@@ -70,6 +70,7 @@ def test_what_the_dense_file_meets_removes_nothing():
     assert result.plan.rows[0].keep == result.plan.rows[0].size
 
 
+@pytest.mark.slow
 def test_biases_alone_can_be_too_much():
     wide = nn.Sequential(nn.Flatten(), nn.Linear(256, 2), nn.ReLU(), nn.Linear(2, 2000))
     with pytest.raises(InfeasibleBudget) as caught:

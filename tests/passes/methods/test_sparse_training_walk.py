@@ -47,6 +47,7 @@ def test_the_history_has_a_row_for_every_epoch():
     assert all(row["dropped"] == row["grown"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "walk",
     [

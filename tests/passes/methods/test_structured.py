@@ -294,6 +294,7 @@ def test_configurations_are_found_by_class_and_name():
         assert "macs" in spec.serves
 
 
+@pytest.mark.slow
 def test_auto_removes_channels_where_nothing_else_helps():
     for budget in ("macs<=60%", "params<=60%", "size<=60%"):
         result = compressed("auto", budget)

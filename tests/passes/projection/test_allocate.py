@@ -58,6 +58,7 @@ def test_what_an_allocation_says_of_itself():
     assert full.exact
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_gap_holds_against_every_support(problem):
@@ -72,6 +73,7 @@ def test_gap_holds_against_every_support(problem):
     assert best - value <= result.gap + 1e-12
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_gap_is_below_the_square_of_the_next_weight(problem):
@@ -87,6 +89,7 @@ def test_gap_is_below_the_square_of_the_next_weight(problem):
     assert result.gap < max(float(rest.abs().max()) for rest in left if rest.numel()) ** 2
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(force=True))
 def test_forced_weights_are_kept_and_the_gap_is_relative_to_them(problem):
@@ -98,6 +101,7 @@ def test_forced_weights_are_kept_and_the_gap_is_relative_to_them(problem):
     assert best - value <= result.gap + 1e-12
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(limits=2))
 def test_two_limits_hold_and_so_does_the_gap(problem):
@@ -109,6 +113,7 @@ def test_two_limits_hold_and_so_does_the_gap(problem):
     assert best - value <= result.gap + 1e-12
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(limits=2, force=True))
 def test_two_limits_with_forced_weights(problem):
@@ -119,6 +124,7 @@ def test_two_limits_with_forced_weights(problem):
     assert best - kept_value(problem.weights, result.counts) <= result.gap + 1e-12
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(largest=30), order=st.sampled_from(["ratio", "magnitude"]))
 def test_equals_a_full_sort(problem, order):
@@ -133,6 +139,7 @@ def test_equals_a_full_sort(problem, order):
         assert result.gap == pytest.approx(expected.gap, abs=1e-12)
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_projecting_twice_changes_no_bit(problem):
@@ -143,6 +150,7 @@ def test_projecting_twice_changes_no_bit(problem):
         assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(largest=20), less=st.integers(0, 60))
 def test_supports_are_nested_in_the_capacity(problem, less):

@@ -65,6 +65,7 @@ def test_never_worse_and_within_its_gap(problem):
     assert result.gap <= prefix.gap
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(limits=2, force=True))
 def test_two_limits_with_forced_weights(problem):

@@ -26,6 +26,7 @@ def ranking(weight):
     return torch.argsort(flat, descending=True, stable=True)[: int((flat > 0).sum())]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(weight=tensors())
 def test_histogram_counts_every_nonzero_in_the_bounds_of_its_bin(weight):

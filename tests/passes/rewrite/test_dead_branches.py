@@ -381,6 +381,7 @@ def test_the_channels_of_a_constant_are_cut_too():
     assert graph.runnable.head.in_channels == 4
 
 
+@pytest.mark.slow
 def test_blocks_that_start_as_identities():
     ensure_torchvision_importable()
     models = pytest.importorskip("torchvision.models")

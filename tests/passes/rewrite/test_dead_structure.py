@@ -357,6 +357,7 @@ def test_any_zeros_in_any_net(name):
     assert lost > 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_zeros_in_any_chain(data):
@@ -396,6 +397,7 @@ def test_an_unstructured_result_becomes_a_smaller_model():
     assert numbers(model) < size / 2
 
 
+@pytest.mark.slow
 def test_resnet_18():
     ensure_torchvision_importable()
     models = pytest.importorskip("torchvision.models")

@@ -204,6 +204,7 @@ def part(name, channels):
     }[name]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_chain_with_any_masks_stays_the_same_function(data):

@@ -199,6 +199,7 @@ def test_what_is_not_cut_is_not_copied():
     assert graph.module.head.weight is graph.graph_module.head.weight
 
 
+@pytest.mark.slow
 def test_both_forms_of_the_model_hold_the_same_tensors():
     for name in IMAGE_NETS:
         graph, groups = traced(built(name), image())

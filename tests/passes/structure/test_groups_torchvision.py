@@ -47,6 +47,7 @@ def image(name, batch, dtype=torch.float32):
     return torch.randn(batch, 3, side, side, generator=generator, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", marked(GOLDEN))
 def test_golden_counts(name):
     model = build(name)

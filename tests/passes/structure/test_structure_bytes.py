@@ -61,6 +61,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fresh"), CASES)
 def test_bytes_of_the_exported_file(name, fresh, tmp_path):
     build, shape = FILES[name]

@@ -139,6 +139,7 @@ def all_states(groups):
         yield dict(zip(names, keeps, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [False, True])
 def test_every_state_of_a_tiny_net(zeros):
     model = randomize(Tiny().double())
@@ -312,6 +313,7 @@ def counted_macs(model, x):
     return sum(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", SEEDS, ids=["first", "further"])
 def test_a_hundred_states_of_a_torchvision_model(seeds):
     with torch.random.fork_rng():

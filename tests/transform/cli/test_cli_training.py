@@ -108,6 +108,7 @@ def test_layer_rules_are_a_json_object():
             layer_rules(text)
 
 
+@pytest.mark.slow
 def test_compress_trains_as_python_does(tmp_path):
     options = ["--budget", "energy<=30%", "--layers", '{"0": false}', "--seed", 3]
     result = run("compress", *CNN, *options, *QUICK, "--out", tmp_path / "a")
@@ -130,6 +131,7 @@ def test_compress_trains_as_python_does(tmp_path):
     assert [row.get("step") for row in found.history] == [None, 2, None]
 
 
+@pytest.mark.slow
 def test_compress_in_one_shot_leaves_weights_as_they_were(tmp_path):
     options = ["--budget", "energy<=30%", "--one-shot", "--out", tmp_path / "a"]
     result = run("compress", *CNN, *options)
@@ -151,6 +153,7 @@ def test_compress_refuses_bad_layers_and_training(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_train_writes_weights_that_compress_reads(tmp_path):
     options = ["--epochs", 2, "--train-set", "optimizer=adam", "--train-set", "lr=0.002"]
     result = run("train", *CNN, *options, "--out", tmp_path / "base")
@@ -233,6 +236,7 @@ def test_a_dry_run_saves_no_model(recipe, tmp_path):
     assert files == ["result.json"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_does_not_stop_the_others(tmp_path):
     path = tmp_path / "toy.yaml"
     matrix = {"budget": ["energy<=1%", "energy<=30%"]}

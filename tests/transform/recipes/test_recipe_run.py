@@ -204,6 +204,7 @@ def test_a_cell_that_was_killed_before_its_result_only_tests(finished, tmp_path,
     assert again | {"seconds": 0} == found | {"seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):
     from transform.training.checkpoint import Checkpoints
 

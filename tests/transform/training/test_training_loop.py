@@ -236,6 +236,7 @@ def test_of_equal_epochs_the_first_is_selected():
     torch.testing.assert_close(seen[-1], seen[1])
 
 
+@pytest.mark.slow
 def test_training_improves_on_one_shot():
     x, y = examples(240)
     data = list(zip(x.split(16), y.split(16), strict=True))
