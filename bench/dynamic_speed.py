@@ -7,10 +7,7 @@ rules against each other and against dense training, and bytes against those of 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +23,8 @@ from bench.dynamic_steps import measure_deepr, measure_masked, measure_rules
 from bench.measure import machine_name
 from bench.speed.ratio import Outcome
 from bench.speed.rounds import Settings
-from energy_model.errors import ArgumentError, CompressionError
+from bench.speed_page import exit_codes, publish
+from energy_model.errors import ArgumentError
 
 Row = Callable[[Sizes, Settings], Outcome]
 ROWS: dict[str, tuple[str, Row]] = {
@@ -115,18 +113,11 @@ def main(
     Takes six to eight minutes on an otherwise idle machine. Exit codes: 0 done; 1 a measuring
     process failed; 2 bad usage.
     """
-    try:
+    with exit_codes():
         settings = Settings(1 if quick else rounds, threads)
         sizes = Sizes.quick() if quick else Sizes.of(batch, size)
         report = measure(only or [], settings, sizes, lambda line: typer.echo(line, err=True))
-    except CompressionError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from error
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.dynamic_speed", *sys.argv[1:]])
-        out.write_text(report.markdown(command), encoding="utf-8")
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    publish(report, "bench.dynamic_speed", out, as_json=as_json)
 
 
 if __name__ == "__main__":

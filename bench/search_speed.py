@@ -8,10 +8,7 @@ the networks of the authors' table of overheads.
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +25,8 @@ from bench.search_sizes import SearchSizes
 from bench.search_steps import measure_steps
 from bench.speed.ratio import Outcome
 from bench.speed.rounds import Settings
-from energy_model.errors import ArgumentError, CompressionError
+from bench.speed_page import exit_codes, publish
+from energy_model.errors import ArgumentError
 
 Row = Callable[[SearchSizes, Settings], Outcome]
 ROWS: dict[str, tuple[str, Row]] = {
@@ -123,20 +121,13 @@ def main(
     Takes a few minutes on an otherwise idle machine, and some more with --six. Exit codes: 0 done;
     1 a measurement failed; 2 bad usage.
     """
-    try:
+    with exit_codes():
         settings = Settings(1 if quick else rounds, threads)
         sizes = SearchSizes.quick() if quick else SearchSizes(batch=batch, side=size)
         report = measure(
             only or [], settings, sizes, lambda line: typer.echo(line, err=True), six=six
         )
-    except CompressionError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from error
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.search_speed", *sys.argv[1:]])
-        out.write_text(report.markdown(command), encoding="utf-8")
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    publish(report, "bench.search_speed", out, as_json=as_json)
 
 
 if __name__ == "__main__":

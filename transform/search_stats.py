@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energy_model.units import format_count
-from passes.methods.embedding.record import Finalist, SearchRecord
+from passes.methods.embedding.record import SearchRecord
 from transform.text import table
 
 
@@ -43,24 +43,6 @@ def search_stats(record: SearchRecord, top: int = 8) -> str:
     ]
     told = _fits(record.steps)
     return "\n\n".join(part for part in [*parts, told] if part)
-
-
-def finalist_rows(record: SearchRecord) -> list[dict[str, Any]]:
-    """The same of the finalists, as JSON values."""
-    key = record.metric[0]
-    base = record.costs[key]
-    return [_values(one, one.costs[key], base) for one in record.finalists]
-
-
-def _values(one: Finalist, cost: float, base: float) -> dict[str, Any]:
-    return {
-        "digest": one.digest,
-        "accuracy": one.accuracy,
-        "cost": cost,
-        "ratio": 1 - cost / base,
-        "times": base / cost if cost else None,
-        "reward": one.reward,
-    }
 
 
 def _line(

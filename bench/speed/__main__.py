@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +9,7 @@ import typer
 
 from bench.speed.rounds import Settings
 from bench.speed.suite import BENCHMARKS, run_suite
-from energy_model.errors import ArgumentError, CompressionError
+from bench.speed_page import exit_codes, publish
 
 
 def main(
@@ -33,16 +30,9 @@ def main(
     Takes a few minutes, on an otherwise idle machine. Exit codes: 0 done; 1 a measuring process
     failed, or with --check a target was missed; 2 bad usage.
     """
-    try:
+    with exit_codes():
         report = run_suite(names or [], Settings(rounds, threads), _say)
-    except CompressionError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from error
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.speed", *sys.argv[1:]])
-        out.write_text(report.markdown(command), encoding="utf-8")
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    publish(report, "bench.speed", out, as_json=as_json)
     if check and not report.met:
         raise typer.Exit(1)
 

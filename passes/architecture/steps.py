@@ -17,10 +17,8 @@ from torch.utils import _pytree as pytree
 
 from energy_model.errors import PreconditionError
 from passes.graph import ModelGraph
-from passes.inputs import one_sample
-from passes.isolation import evaluating, untouched
 from passes.rewrite.head_attention import HeadAttention
-from passes.tracing.symbolic import placeholder_values
+from passes.sample_run import run_sample
 
 WEIGHTED = frozenset({"conv", "depthwise", "grouped", "linear"})
 # What a sketch shows as a layer; all else only hands values on.
@@ -182,18 +180,7 @@ def output_shapes(graph: ModelGraph) -> list[object]:
 
 
 def _recorded(graph: ModelGraph, module: GraphModule) -> dict[Node, Any]:
-    with untouched(module), evaluating(module):
-        for call in (one_sample(graph.call), graph.call):
-            runner = _Recorder(module)
-            torch.manual_seed(0)  # inside a fork of the random state
-            try:
-                runner.run(*placeholder_values(module, call.fresh()))
-            except Exception:
-                if call is graph.call:
-                    raise
-                continue  # a model that needs its whole batch
-            break
-    return runner.found
+    return run_sample(graph, module, lambda: _Recorder(module)).found
 
 
 def _channel(

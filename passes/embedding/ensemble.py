@@ -20,7 +20,8 @@ from torch import Generator, Tensor
 from energy_model.errors import ArgumentError
 from passes.derived_seed import derived_seed
 from passes.embedding.deep_kernel import DeepKernel, Fitting, Inputs
-from passes.embedding.fit_report import FitReport, explained, mean_of, rank_correlation
+from passes.embedding.fit_report import FitReport, explained, mean_of
+from passes.rank_correlation import rank_correlation
 
 # Fewer predictions say nothing about their order.
 _FEWEST = 4

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +51,7 @@ def explained(targets: Sequence[float], predicted: Sequence[float]) -> float | N
     return 1 - float(((truth - guess) ** 2).sum()) / total if total else None
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation of paired values, from -1 to 1; equal values share their rank.
-
-    Returns:
-        `None` for fewer than two pairs, or where one side is constant.
-    """
-    a, b = _centred_ranks(first), _centred_ranks(second)
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale else None
-
-
 def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean of those that are defined; `None` where none is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _centred_ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    _, place, count = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    centred: NDArray[np.float64] = ranks - (len(values) + 1) / 2
-    return centred

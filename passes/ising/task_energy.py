@@ -18,6 +18,7 @@ from passes.ising.logit_energies import (
     margin_prob,
     positive,
 )
+from passes.outputs import first_tensor
 
 # Takes what the model returns for one state, and the targets; returns one number.
 UserEnergy = Callable[[Any, Any], Any]
@@ -131,17 +132,14 @@ def logits_of(outputs: Any) -> Tensor:
     Raises:
         ArgumentError: There is no tensor.
     """
-    if isinstance(outputs, Mapping):
-        outputs = next(iter(outputs.values()), None)
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0] if outputs else None
-    if not isinstance(outputs, Tensor):
+    found = first_tensor(outputs)
+    if found is None:
         raise ArgumentError(
             f"the model returns {type(outputs).__name__}, which holds no logits",
             where="energy",
             remedy="Pass a function of (outputs, targets) as the energy.",
         )
-    return outputs
+    return found
 
 
 def _number(value: Any) -> Tensor:

@@ -19,12 +19,10 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from passes.graph import Decision, LayerRule, ModelGraph, Site
-from passes.inputs import one_sample
-from passes.isolation import evaluating, untouched
 from passes.rewrite.channelwise import CONVS, TRANSPOSED
 from passes.rewrite.constants import constant_inputs
 from passes.rewrite.input_masks import update_supports
-from passes.tracing.symbolic import placeholder_values
+from passes.sample_run import run_sample
 
 Place = tuple[str, str]
 
@@ -239,17 +237,7 @@ class _Memory(Interpreter):
     @classmethod
     def of(cls, graph: ModelGraph, module: GraphModule) -> _Memory:
         """Run one sample, or the whole batch if the model needs it, in evaluation mode."""
-        with untouched(module), evaluating(module):
-            for call in (one_sample(graph.call), graph.call):
-                found = cls(module)
-                torch.manual_seed(0)  # inside a fork of the random state
-                try:
-                    found.run(*placeholder_values(module, call.fresh()))
-                except Exception:
-                    if call is graph.call:
-                        raise
-                    continue  # a model that needs its whole batch
-                break
+        found = run_sample(graph, module, lambda: cls(module))
         found.env.clear()
         return found
 

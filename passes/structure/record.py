@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from passes.graph import ModelGraph
-from passes.inputs import one_sample
-from passes.isolation import evaluating, untouched
-from passes.tracing.symbolic import placeholder_values
+from passes.sample_run import run_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +34,4 @@ class _Recorder(Interpreter):
 
 def record(graph: ModelGraph, module: GraphModule) -> dict[Node, Any]:
     """Run one sample, or the whole batch if the model needs it, in evaluation mode."""
-    with untouched(module), evaluating(module):
-        for call in (one_sample(graph.call), graph.call):
-            runner = _Recorder(module)
-            torch.manual_seed(0)  # inside a fork of the random state
-            try:
-                runner.run(*placeholder_values(module, call.fresh()))
-            except Exception:
-                if call is graph.call:
-                    raise
-                continue  # a model that needs its whole batch
-            break
-    return runner.found
+    return run_sample(graph, module, lambda: _Recorder(module)).found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from energy_model.errors import ArgumentError
+from passes.outputs import first_tensor
 from transform.training.config import Distill
 
 Loss = Callable[[Any, Any], Tensor]
@@ -20,17 +21,14 @@ def logits_of(outputs: Any) -> Tensor:
     Raises:
         ArgumentError: There is no tensor.
     """
-    if isinstance(outputs, Mapping):
-        outputs = next(iter(outputs.values()), None)
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0] if outputs else None
-    if not isinstance(outputs, Tensor):
+    found = first_tensor(outputs)
+    if found is None:
         raise ArgumentError(
             f"the model returns {type(outputs).__name__}, which the built-in loss cannot read",
             where="loss",
             remedy="Pass loss=, a function of (outputs, targets).",
         )
-    return outputs
+    return found
 
 
 def cross_entropy(label_smoothing: float) -> Loss:

@@ -117,8 +117,8 @@ class EmbeddingSearch(MethodConfig):
         for name, known in _CHOICES.items():
             self._require(name, getattr(self, name) in known, f"one of {known}")
         self._require("composite", isinstance(self.composite, bool), "true or false")
-        for name in ("distill_weight",):
-            self._require(name, _number(getattr(self, name), 0, 1), "a share from 0 to 1")
+        share = _number(self.distill_weight, 0, 1)
+        self._require("distill_weight", share, "a share from 0 to 1")
         self._require("temperature", _number(self.temperature, 1e-6), "a number above 0")
         for name in ("lr", "weight_decay"):
             self._require(name, _number(getattr(self, name), 0), "a number from 0")

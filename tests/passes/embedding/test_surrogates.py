@@ -14,9 +14,10 @@ from passes.embedding.candidates import Catalogue
 from passes.embedding.deep_kernel import Fitting
 from passes.embedding.encoder import Encoder
 from passes.embedding.ensemble import Ensemble, Observation
-from passes.embedding.fit_report import explained, rank_correlation
+from passes.embedding.fit_report import explained
 from passes.embedding.gaussian_process import FixedKernel
 from passes.embedding.surrogates import EmbeddingSurrogate, FeatureSurrogate
+from passes.rank_correlation import rank_correlation
 
 CATALOGUE = Catalogue(SPACE, toy_gain)
 QUICK = Fitting(steps=8)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energy_model.errors import ArgumentError
-from passes.methods.embedding.ladder import Ladder, rank_correlation
+from passes.methods.embedding.ladder import Ladder
+from passes.rank_correlation import rank_correlation
 
 LADDER = Ladder()
 scores = st.lists(st.none() | st.integers(0, 4).map(float), min_size=1, max_size=12)
