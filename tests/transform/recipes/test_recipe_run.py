@@ -45,6 +45,7 @@ HEAVY = {
     "lenet5-mnist-joint-1975x",
     "resnet20-cifar10-archive",
     "resnet20-cifar10-archive-pruned",
+    "resnet20-cifar10-searches",
     "resnet20-cifar10-states",
     "resnet18-cifar100-states",
     "resnet18-fashion-states",

@@ -18,16 +18,20 @@ ABSENT = {
     "resnet18-cifar100-states": "cifar-100-python",
     "resnet18-flowers-states": "flowers-102",
 }
-SEARCHES = {
+ENERGIES = {
     "margin": Ising(),
     "free energy": Ising(energy="free_energy_nll"),
     "Ising energy": Ising(energy="ising"),
-    "margin + Ising": Ising(energy="combined"),
     "random energy": Ising(energy="random"),
+}
+WAYS = {
+    "margin": Ising(),
+    "margin + Ising": Ising(energy="combined"),
     "margin, de+ls": Ising(search="de+ls"),
     "margin, de": Ising(search="de"),
     "margin, before": Ising(search_share=0),
 }
+SETTING = ("model", "weights", "data", "input", "classes", "layers", "hardware")
 AT_ONCE = "l2, at once"
 SCORES = ["l2", "l2 per layer", "l1", "bn_gamma", "taylor", "random per layer"]
 
@@ -40,9 +44,8 @@ def rows(name):
 @pytest.mark.parametrize("name", COMPARED)
 def test_searches_differ_in_what_their_labels_say(name):
     found = rows(name)
-    apart = {*SCORES, AT_ONCE}
-    searched = {label: cell.method for label, cell in found.items() if label not in apart}
-    assert searched == SEARCHES
+    searched = {label: cell.method for label, cell in found.items() if label not in SCORES}
+    assert searched == ENERGIES
     assert list(found)[: len(SCORES)] == SCORES
     for label in SCORES:
         assert (found[label].method.scope == "layer") == label.endswith("per layer")
@@ -57,16 +60,26 @@ def test_all_are_trained_alike_on_all_budgets_and_seeds(name):
     assert recipe.matrix["budget"] == ["macs<=50%", "macs<=25%", "macs<=15%"]
     assert recipe.matrix["seed"] == [0, 1, 2, 3, 4]
     assert len(cells) == len(rows(name)) * 3 * 5
-    assert len(rows(name)) == len(SEARCHES) + len(SCORES) + (AT_ONCE in rows(name))
+    assert len(rows(name)) == len(ENERGIES) + len(SCORES)
+
+
+def test_the_ways_to_search_differ_in_nothing_else():
+    recipe, states = load_recipe("resnet20-cifar10-searches"), load_recipe("resnet20-cifar10-states")
+    found = rows(recipe.name)
+    assert {label: cell.method for label, cell in found.items() if label != AT_ONCE} == WAYS
+    assert {repr(cell.train) for cell in recipe.cells()} == {repr(states.cells()[0].train)}
+    assert recipe.budget == "macs<=25%" and recipe.budget in states.matrix["budget"]
+    for name in SETTING:
+        assert getattr(recipe, name) == getattr(states, name), name
 
 
 def test_the_setting_is_that_of_the_scores_alone():
     ours, theirs = load_recipe("resnet20-cifar10-states"), load_recipe("resnet20-cifar10-macs")
-    for name in ("model", "weights", "data", "train", "input", "classes", "layers", "hardware"):
+    for name in (*SETTING, "train"):
         assert getattr(ours, name) == getattr(theirs, name), name
     labels = {cell.label: cell.method for cell in theirs.cells()}
     own = rows(ours.name)
-    assert own[AT_ONCE].method == labels["l2"]
+    assert rows("resnet20-cifar10-searches")[AT_ONCE].method == labels["l2"]
     slowly = {"steps": 8, "until": 0.25}
     assert {label: replace(labels[label], **slowly) for label in SCORES} == {
         label: own[label].method for label in SCORES
