@@ -35,7 +35,16 @@ _NOISE = 0.003
 
 def resnet18_space(policy: Policy) -> SearchSpace:
     """The students of ResNet-18 for 32 x 32 images and 100 classes, that cost parameters."""
-    model = ResNet((2, 2, 2, 2), 100).eval()
+    return _space((2, 2, 2, 2), policy)
+
+
+def resnet34_space(policy: Policy) -> SearchSpace:
+    """The same of ResNet-34."""
+    return _space((3, 4, 6, 3), policy)
+
+
+def _space(blocks: tuple[int, int, int, int], policy: Policy) -> SearchSpace:
+    model = ResNet(blocks, 100).eval()
     graph = trace(model, as_call(model, torch.zeros(2, 3, 32, 32)))
     return SearchSpace(graph, load_hardware("eyeriss"), policy, keys=("params",))
 
@@ -44,7 +53,7 @@ class SyntheticObjective:
     """The accuracy and the reward of students.
 
     Args:
-        space: Of ResNet-18; groups of equal width are tied.
+        space: Of ResNet-18 or ResNet-34; groups of equal width are tied.
     """
 
     def __init__(self, space: SearchSpace) -> None:

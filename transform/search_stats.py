@@ -17,7 +17,7 @@ def search_stats(record: SearchRecord, top: int = 8) -> str:
     reward C (2 - C) A of Cao, Wang, Kitani (ICLR 2019).
 
     Args:
-        record: Of a finished search.
+        record: Of a search; one that is not finished has no finalists.
         top: Rows of the best students of the search.
     """
     key = record.metric[0]
@@ -32,13 +32,15 @@ def search_stats(record: SearchRecord, top: int = 8) -> str:
         _line(f"searched {row.digest[:8]}", row.accuracy, row.costs[key], base, row.reward)
         for row in record.top(top)
     ]
+    pending = sum(row.status == "pending" for row in record.rows)
     failed = len({row.digest for row in record.rows if row.status == "failed"})
     students = len({row.digest for row in record.rows})
     steps = len({row.step for row in record.rows})
     parts = [
         table(head, rows + searched),
         f"{students} students in {steps} steps, {failed} failed; "
-        f"{record.epochs} epochs of training, {record.seconds:.0f} s",
+        f"{record.epochs} epochs of training, {record.seconds:.0f} s, and {record.proposing:.0f} s "
+        "of choosing" + (f"; {pending} wait to be trained" if pending else ""),
         _front(record, key),
     ]
     told = _fits(record.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ from energy_model.budget import Budget
 from energy_model.cost import CostTable
 from energy_model.errors import CompressionError, StorageError
 from energy_model.resolved import ResolvedLimit
+from passes.embedding.encoder import ENCODER_FILES, load_encoders, save_encoders
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
 from passes.joint.codebook import Codebook
@@ -54,6 +56,7 @@ _INDEX = "compressed.json"
 FILES = (
     *(_INDEX, "model.onnx", "model.certificate.json", "archive.packed", "archive.certificate.json"),
     *("weights.safetensors", "report.txt"),
+    *ENCODER_FILES,
 )
 _EXAMPLE = "example:"
 _ENCODING = "encoding:"
@@ -112,6 +115,10 @@ def save(result: Compressed, directory: Path, *, onnx: bool) -> Path:
                 packed = result.export(Path(folder) / "archive.packed", "packed")
                 files["archive.packed"] = packed.path.read_bytes()
                 files["archive.certificate.json"] = packed.certificate.read_bytes()
+        if result.search is not None and result.search.encoders:
+            beside = Path(folder) / "encoders"
+            save_encoders(beside, result.search.encoders)
+            files |= {name: (beside / name).read_bytes() for name in ENCODER_FILES}
         files["weights.safetensors"] = weights.read_bytes()
         files[_INDEX] = json_bytes(_sealed(description))
         files["report.txt"] = f"{result!r}\n".encode()
@@ -239,7 +246,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
             raise _damaged(where, f"{field!r} is {type(description.get(field)).__name__}")
     check_sha256(weights, description["weights_sha256"])
     try:
-        return _restored(description, load_tensors(weights), model, where)
+        return _with_encoders(_restored(description, load_tensors(weights), model, where), folder)
     except CompressionError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -300,6 +307,14 @@ def _restored(
         sizes=Sizes.from_dict(sizes) if (sizes := description.get("sizes")) else None,
         search=SearchRecord.from_dict(found) if (found := description.get("search")) else None,
     )
+
+
+def _with_encoders(result: Compressed, folder: Path) -> Compressed:
+    """With what its search has learned, if that lies beside it."""
+    if result.search is not None and (folder / ENCODER_FILES[-1]).exists():
+        encoders = tuple(load_encoders(folder))
+        result.search = dataclasses.replace(result.search, encoders=encoders)
+    return result
 
 
 def _encodings(

@@ -25,6 +25,8 @@ from passes.storage.atomic import json_bytes, read_json, write_folder
 from passes.storage.tensors import check_sha256, load_tensors, save_tensors, sha256_file
 
 _WEIGHTS, _DESCRIPTION = "encoders.safetensors", "encoders.json"
+# All that `save_encoders` writes.
+ENCODER_FILES = (_WEIGHTS, _DESCRIPTION)
 _FORMAT = 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from energy_model.errors import (
 )
 from passes.architecture.genotype import Genotype
 from passes.methods.embedding.loop import ArchitectureSearch
+from passes.methods.embedding.method import RECORD
 from transform.cli.app import app
 from transform.search_stats import search_stats
+from transform.storage import CHECKPOINTS
+from transform.training.candidates import SEARCH
 
 typer_testing = pytest.importorskip("typer.testing")
 
@@ -98,6 +102,22 @@ def test_every_proposer_serves(surrogate):
 
 
 @pytest.mark.slow
+def test_what_was_learned_is_saved_and_starts_another_search(tmp_path):
+    learning = {"surrogate": "embedding", "batch": 4}
+    first = searched(search=learning)
+    first.save(tmp_path / "first")
+    loaded = transform.load(tmp_path / "first").search.encoders
+    states = [[e.state_dict() for e in encoders] for encoders in (first.search.encoders, loaded)]
+    for mine, saved in zip(*states, strict=True):
+        assert all(torch.equal(mine[name], saved[name]) for name in mine)
+    warm = searched(search=learning | {"encoder": str(tmp_path / "first")})
+    assert warm.search.rows[:4] == first.search.rows[:4]  # chance: nothing is known of rewards
+    assert warm.search.rows != first.search.rows
+    with pytest.raises(StorageError):
+        searched(search=learning | {"encoder": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.slow
 def test_without_a_budget_the_reward_alone_decides():
     found = searched(None, search={"steps": 1})
     [row] = found.certificate.rows
@@ -142,6 +162,17 @@ def test_it_is_saved_and_told(result, tmp_path):
     assert f"{count(Residual()) / count(result.model):.2f}x" in told
 
 
+def test_a_file_that_is_no_record_is_refused(tmp_path):
+    path = tmp_path / CHECKPOINTS / SEARCH / RECORD
+    path.parent.mkdir(parents=True)
+    sqlite3.connect(path).close()
+    invoke = typer_testing.CliRunner().invoke
+    for content in (b"", b"no database, but some text that is long enough"):
+        path.write_bytes(content)
+        run = invoke(app, ["search-stats", str(tmp_path)])
+        assert run.exit_code == 1 and "record" in run.output
+
+
 def test_a_folder_without_a_search_is_refused(tmp_path):
     plain = transform.compress(trained(), "nonzeros<=50%", data(2, 2), train=False, progress="none")
     plain.save(tmp_path / "plain")
@@ -176,6 +207,11 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(result, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         searched(out=tmp_path / "run")
     monkeypatch.undo()
+    told = typer_testing.CliRunner().invoke(app, ["search-stats", str(tmp_path / "run")])
+    assert told.exit_code == 0, told.output
+    assert f"searched {result.search.rows[0].digest[:8]}" in told.output
+    assert "finalist" not in told.output
+    assert ("3 wait to be trained" in told.output) == (moment == "within a step")
     found = searched(out=tmp_path / "run")
     assert found.search.rows == result.search.rows
     assert found.search.finalists == result.search.finalists

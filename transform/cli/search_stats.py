@@ -10,9 +10,12 @@ from typing import Annotated
 import typer
 
 from energy_model.errors import ArgumentError
+from passes.methods.embedding.method import RECORD
+from passes.methods.embedding.record import SearchRecord
 from transform.cli import options
 from transform.search_stats import search_stats as told
-from transform.storage import load
+from transform.storage import CHECKPOINTS, load
+from transform.training.candidates import SEARCH
 
 EPILOG = """
 Examples:
@@ -24,7 +27,12 @@ Examples:
 
 Folder = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="A saved result of the method 'embedding'.", exists=True),
+    typer.Argument(
+        metavar="DIR",
+        help="A saved result of the method 'embedding', or the folder of a search that runs or was "
+        "interrupted.",
+        exists=True,
+    ),
 ]
 Top = Annotated[
     int, typer.Option(metavar="N", min=0, help="How many of the best of the search are listed.")
@@ -39,7 +47,7 @@ def search_stats(
     folder: Folder, top: Top = 8, plot: PlotFile = None, as_json: options.AsJson = False
 ) -> None:
     """Print what a search has found: accuracy, cost, ratio, times and reward of the students."""
-    record = load(folder).search
+    record = _record(folder)
     if record is None:
         raise ArgumentError(
             "the result comes from no search over architectures",
@@ -54,3 +62,8 @@ def search_stats(
         from bench.search_plot import plot_search
 
         print(f"plotted {plot_search(record, plot)}", file=sys.stderr)
+
+
+def _record(folder: Path) -> SearchRecord | None:
+    going = folder / CHECKPOINTS / SEARCH / RECORD
+    return SearchRecord.of_ledger(going) if going.is_file() else load(folder).search

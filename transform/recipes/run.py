@@ -120,6 +120,8 @@ def run_cell(
         "test_correct": correct,
         "curve": training_curve(result.history),
     }
+    if result.search is not None:
+        found["search"] = result.search.to_dict()
     write_file(folder / RESULT, json_bytes(found))
     # As a later call reads it: tuples of a configuration have become lists.
     return read_json(folder / RESULT)

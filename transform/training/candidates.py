@@ -24,7 +24,7 @@ from transform.training.plain import Untouched
 from transform.training.students import Lesson, chance_level, search_training
 from transform.training.workers import make_evaluator
 
-_FOLDER = "search"
+SEARCH = "search"
 
 
 class RequestTrainer:
@@ -45,7 +45,7 @@ class RequestTrainer:
         self._request, self._show = request, show
         training = request.training
         out = None if training is None else training.folder
-        self.folder: Path | None = None if out is None else out / CHECKPOINTS / _FOLDER
+        self.folder: Path | None = None if out is None else out / CHECKPOINTS / SEARCH
         self.model = state_digest(request.model)
         self.run = request.identity
         self.trains = training is not None

@@ -51,8 +51,8 @@ class EmbeddingSearch(MethodConfig):
             the paper.
         kernels: Encoders of the ensemble. Each learns from a random part of the record.
         pool: Candidates that the acquisition chooses from, for each proposal.
-        encoder: Path of encoders that an earlier search saved, from which these start; `None`
-            starts anew.
+        encoder: Folder in which an earlier search saved its encoders, such as that of its result,
+            from which these start; `None` starts anew.
         importance: What decides which channels stay: the largest weights (`"norm"`), or their order
             (`"leading"`), as in the paper.
         distill: How candidates learn from the model: `"kl"`, the divergence of softened outputs

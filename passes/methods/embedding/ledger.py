@@ -169,6 +169,18 @@ class Ledger:
                 remedy="Restore it from a copy, or remove it to search anew.",
             )
 
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Write down what tells the rows to a reader who has nothing but the file.
+
+        Args:
+            about: A JSON object; it replaces the one before.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        with _database_errors(self.path), self._transaction():
+            self._run("INSERT OR REPLACE INTO header VALUES (?, ?)", (_ABOUT, _text(about)))
+
     def add(self, rows: Iterable[Row]) -> None:
         """Write new rows, all or none: the proposals of a step, or those who climb a rung.
 
@@ -295,6 +307,31 @@ class Ledger:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @classmethod
+    def peek(cls, path: Path) -> tuple[dict[str, Any], list[Row]]:
+        """What a record tells of its search, and its rows; nothing is written.
+
+        Args:
+            path: The file, which a search may be writing.
+
+        Raises:
+            StorageError: It is missing, damaged, of another version, or no record.
+        """
+        path = Path(path)
+        with _database_errors(path):
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            connection = sqlite3.connect(uri, isolation_level=None, uri=True)
+        with cls(path, connection) as ledger:
+            with _database_errors(path):
+                tables = {name for (name,) in ledger._run("SELECT name FROM sqlite_master")}
+                header = dict(ledger._run("SELECT key, value FROM header")) if tables else {}
+            if header.get("format") != FORMAT or _ABOUT not in header:
+                raise _foreign(path)
+            if header.get("version") != str(VERSION):
+                words = _REFUSALS["version"].format(found=header.get("version"), wanted=VERSION)
+                raise StorageError(words, where=str(path), remedy="Read it with its own release.")
+            return json.loads(header[_ABOUT]), ledger.rows()
+
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._connection.execute(statement, values).fetchall()
 
@@ -313,6 +350,7 @@ class Ledger:
                 self._run("ROLLBACK")
 
 
+_ABOUT = "about"
 _WRITTEN = ("costs", "status", "accuracy", "reward", "seconds", "failure")
 _REFUSALS = {
     "version": "the record has version {found}, this release reads {wanted}",

@@ -8,20 +8,23 @@ never stopped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from energy_model.errors import StorageError
 from passes.architecture.genotype import Genotype
 from passes.derived_seed import derived_seed
 from passes.embedding.candidates import Evaluated, History, Space, candidate_random
-from passes.embedding.proposals import Proposer
 from passes.methods.embedding.climb import Climb
 from passes.methods.embedding.ledger import Row
 from passes.storage.atomic import write_file
 from passes.storage.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:  # Gaussian processes take long to import, and only a search needs them.
+    from passes.embedding.proposals import Proposer
 
 _STATE = "proposer-{}.safetensors"
 
@@ -38,6 +41,7 @@ class ArchitectureSearch:
         batch: How many at a time.
         seed: Of all that is random.
         told: Called with a row for the history after every step; JSON values.
+        proposing: Seconds that went into proposals, without those of a search that was killed.
     """
 
     space: Space
@@ -47,6 +51,7 @@ class ArchitectureSearch:
     batch: int
     seed: int
     told: Callable[[dict[str, Any]], None] = lambda row: None
+    proposing: float = field(default=0.0, init=False)
 
     def run(self) -> None:
         """Search until all steps are done, or the space has nothing new.
@@ -70,7 +75,9 @@ class ArchitectureSearch:
     def _propose(self, step: int) -> bool:
         """Write down what is evaluated in a step; whether there is anything."""
         rng = candidate_random(self.seed, step)
+        start = time.perf_counter()
         genotypes = self.proposer.propose(self._history(), self.batch, rng)
+        self.proposing += time.perf_counter() - start
         if not genotypes:
             return False
         # First the state, then the rows: a step that is in the record has its state beside it.

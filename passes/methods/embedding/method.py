@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,21 @@ class EmbeddingSearchMethod(Method):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="search-")))
             identity = LedgerIdentity(trainer.model, trainer.run, LAYOUT_VERSION)
             ledger = stack.enter_context(Ledger.open(folder / RECORD, identity))
+            begun = SearchRecord(
+                reward.accuracy, reward.base, reward.keys, self.config.fidelity, (), ()
+            )
+            ledger.describe(begun.about())
             weights = CandidateWeights(folder / _WEIGHTS)
-            encoders = self._search(graph, space, reward, ledger, weights, trainer, run)
+            encoders, proposing = self._search(graph, space, reward, ledger, weights, trainer, run)
             best, graphs = self._finalists(space, reward, ledger.rows(), weights, trainer, run)
             rows = tuple(ledger.rows())
-        self._record = SearchRecord(
-            reward.accuracy,
-            reward.base,
-            reward.keys,
-            self.config.fidelity,
-            rows,
-            best,
-            tuple(self._events),
-            encoders,
+        self._record = replace(
+            begun,
+            rows=rows,
+            finalists=best,
+            steps=tuple(self._events),
+            encoders=encoders,
+            proposing=proposing,
         )
         chosen = graphs[best[0].digest]
         told = _told(best[0], reward, len({row.digest for row in rows}))
@@ -157,8 +159,8 @@ class EmbeddingSearchMethod(Method):
         weights: CandidateWeights,
         trainer: CandidateTrainer,
         run: Run,
-    ) -> tuple[Encoder, ...]:
-        """Search; returns the encoders that were learned."""
+    ) -> tuple[tuple[Encoder, ...], float]:
+        """Search; returns the encoders that were learned, and the seconds spent on proposals."""
         # Gaussian processes take long to import, and only a search needs them.
         from passes.methods.embedding.proposers import encoders_of, proposer_of
 
@@ -179,7 +181,7 @@ class EmbeddingSearchMethod(Method):
             search.run()
         finally:
             evaluator.close()
-        return encoders_of(learned)
+        return encoders_of(learned), search.proposing
 
     def _note(self, event: dict[str, Any]) -> None:
         self._events.append(event)

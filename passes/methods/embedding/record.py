@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from energy_model.errors import StorageError
 from passes.embedding.encoder import Encoder
-from passes.methods.embedding.ledger import Row
+from passes.methods.embedding.ledger import Ledger, Row
 from passes.methods.embedding.ranking import best_rows, pareto_front
 
 
@@ -46,8 +47,10 @@ class SearchRecord:
         rows: Every student on every rung that it was trained for, in the order of the proposals.
         finalists: Those that were trained fully, the best first: that one is the result.
         steps: What the history says of each step, among it how well surrogates predicted.
-        encoders: What the surrogate has learned, to start another search with; not saved with the
-            record, see `save_encoders`.
+        encoders: What the surrogate has learned, to start another search with: files of their own
+            beside a saved record, see `save_encoders`.
+        proposing: Seconds that went into choosing students, without those of a search that was
+            killed.
     """
 
     accuracy: float
@@ -58,6 +61,22 @@ class SearchRecord:
     finalists: tuple[Finalist, ...]
     steps: tuple[Mapping[str, Any], ...] = ()
     encoders: tuple[Encoder, ...] = field(default=(), compare=False, repr=False)
+    proposing: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def of_ledger(cls, path: Path) -> SearchRecord:
+        """A search that runs or was killed, as far as it has come; it has no finalists.
+
+        Args:
+            path: Its record, see `Ledger`.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        about, rows = Ledger.peek(path)
+        return cls.from_dict(
+            {**about, "rows": [_plain(row) for row in rows], "finalists": [], "steps": []}
+        )
 
     @property
     def best(self) -> Finalist:
@@ -68,7 +87,11 @@ class SearchRecord:
     def epochs(self) -> int:
         """Epochs that all students were trained in the search, together."""
         before = (0, *self.fidelity)
-        return sum(self.fidelity[row.rung] - before[row.rung] for row in self.rows)
+        return sum(
+            self.fidelity[row.rung] - before[row.rung]
+            for row in self.rows
+            if row.status != "pending"
+        )
 
     @property
     def seconds(self) -> float:
@@ -87,16 +110,22 @@ class SearchRecord:
         """
         return pareto_front(self.rows, self.metric[0] if cost is None else cost)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def about(self) -> dict[str, Any]:
+        """What was known before the first student, as a JSON object."""
         return {
             "accuracy": self.accuracy,
             "costs": dict(self.costs),
             "metric": list(self.metric),
             "fidelity": list(self.fidelity),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return self.about() | {
             "rows": [_plain(row) for row in self.rows],
             "finalists": [_plain(one) for one in self.finalists],
             "steps": [dict(step) for step in self.steps],
+            "proposing": self.proposing,
         }
 
     @classmethod
@@ -115,6 +144,7 @@ class SearchRecord:
                 tuple(Row(**row) for row in data["rows"]),
                 tuple(Finalist(**one) for one in data["finalists"]),
                 tuple(data["steps"]),
+                proposing=float(data.get("proposing", 0.0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(

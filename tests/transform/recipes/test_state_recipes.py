@@ -64,7 +64,10 @@ def test_all_are_trained_alike_on_all_budgets_and_seeds(name):
 
 
 def test_the_ways_to_search_differ_in_nothing_else():
-    recipe, states = load_recipe("resnet20-cifar10-searches"), load_recipe("resnet20-cifar10-states")
+    recipe, states = (
+        load_recipe("resnet20-cifar10-searches"),
+        load_recipe("resnet20-cifar10-states"),
+    )
     found = rows(recipe.name)
     assert {label: cell.method for label, cell in found.items() if label != AT_ONCE} == WAYS
     assert {repr(cell.train) for cell in recipe.cells()} == {repr(states.cells()[0].train)}
