@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 
 import pytest
 import torch
-from embedding_runs import Residual, data, searched, trained
+from embedding_runs import CLASSES, Residual, data, searched, trained
 
 import transform
 from energy_model.errors import (
@@ -249,6 +250,48 @@ def test_without_data_nothing_can_be_searched(missing):
 def test_a_search_in_which_every_student_fails_says_why():
     with pytest.raises(TrainingError, match="none of 3 students could be trained"):
         searched(search={"steps": 1, "lr": 1e30, "optimizer": "sgd"})
+
+
+def spoiled(runs):
+    """An accuracy that is no number when these runs over the validation data are scored."""
+    calls = itertools.count()
+
+    def metric(outputs, targets):
+        if next(calls) // 4 in runs:  # batches of the validation data
+            return float("nan")
+        return float((outputs.argmax(1) == targets).float().mean())
+
+    return metric
+
+
+ONE_STEP = {"steps": 1, "fidelity": (1,)}
+
+
+def test_a_student_without_a_score_fails_alone():
+    # The first two runs are of the model itself.
+    found = searched(metric=spoiled({3}), search=ONE_STEP)
+    assert [row.status for row in found.search.rows] == ["done", "failed", "done"]
+    assert "metric is nan" in found.search.rows[1].failure
+    assert len(found.search.finalists) == 2
+
+
+def test_a_finalist_that_fails_is_left_out():
+    found = searched(metric=spoiled({6}), search=ONE_STEP)
+    [finalist] = found.search.finalists
+    [told] = [decision for decision in found.decisions if "failed" in decision.what]
+    best = found.search.top(2)
+    assert told.what.startswith(f"student {best[0].digest[:8]}")
+    assert finalist.digest == best[1].digest
+    with pytest.raises(ArgumentError, match="metric is nan"):
+        searched(metric=spoiled(set(range(5, 12))), search=ONE_STEP)
+
+
+def test_a_model_of_one_layer_has_nothing_to_search():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(72, CLASSES)).eval()
+    with pytest.raises(PreconditionError, match="nothing to search"):
+        searched(None, model=model)
+    with pytest.raises(InfeasibleBudget):
+        searched("params<=50%", model=model)
 
 
 @pytest.mark.slow

@@ -17,7 +17,12 @@ import torch
 from torch import nn
 
 from energy_model.cost import CostTable
-from energy_model.errors import PreconditionError, TrainingError
+from energy_model.errors import (
+    ArgumentError,
+    CompressionError,
+    PreconditionError,
+    TrainingError,
+)
 from energy_model.hardware import Hardware
 from energy_model.resolved import ResolvedLimit
 from passes.architecture.genotype import Genotype
@@ -63,6 +68,7 @@ class EmbeddingSearchMethod(Method):
         self._seed = 0
         self._known: tuple[ModelGraph, SearchSpace] | None = None
         self._events: list[dict[str, Any]] = []
+        self._lost: list[Decision] = []
         self._record: SearchRecord | None = None
 
     def observe(self, graph: ModelGraph, run: Run) -> None:
@@ -130,7 +136,7 @@ class EmbeddingSearchMethod(Method):
         )
         chosen = graphs[best[0].digest]
         told = _told(best[0], reward, len({row.digest for row in rows}))
-        graph.become(chosen, [*space.decisions, told])
+        graph.become(chosen, [*space.decisions, *self._lost, told])
 
     def next_phase(self, ended: Sequence[PhaseEnd]) -> Phase | None:
         """Nothing: the finalists have been trained."""
@@ -206,15 +212,17 @@ class EmbeddingSearchMethod(Method):
                 remedy="Lower lr, or check the data and the loss.",
             )
         found: list[Finalist] = []
+        failure: CompressionError | None = None
         graphs: dict[str, ModelGraph] = {}
         for row in chosen:
             student = space.build(Genotype.from_dict(row.genotype))
             student.runnable.load_state_dict(dict(weights.load(*row.key).model))
-            if trainer.trains:
-                trainer.train(student, row.digest[:16])
-            elif self.config.bn_batches and run.batches is not None:
-                reestimate_batch_norms(student, run.batches, self.config.bn_batches)
-            accuracy = trainer.accuracy(student)
+            try:
+                accuracy = self._trained(student, row, trainer, run)
+            except (TrainingError, ArgumentError) as error:  # a metric that is no number
+                failure = error
+                self._lost.append(_failed(row, error))
+                continue
             graphs[row.digest] = student
             found.append(
                 Finalist(
@@ -226,7 +234,17 @@ class EmbeddingSearchMethod(Method):
                     reward(row.costs, accuracy),
                 )
             )
+        if failure is not None and not found:
+            raise failure
         return ranked(found), graphs
+
+    def _trained(self, student: ModelGraph, row: Row, trainer: CandidateTrainer, run: Run) -> float:
+        """Train a finalist fully; returns its accuracy."""
+        if trainer.trains:
+            trainer.train(student, row.digest[:16])
+        elif self.config.bn_batches and run.batches is not None:
+            reestimate_batch_norms(student, run.batches, self.config.bn_batches)
+        return trainer.accuracy(student)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +283,14 @@ def _space(
     metric = (config.metric,) if isinstance(config.metric, str) else config.metric
     policy = Policy(widths=config.policy, importance=config.importance)
     keys = tuple(dict.fromkeys((*_ALWAYS, *metric)))
-    return SearchSpace(graph, hardware, policy, limits, keys)
+    space = SearchSpace(graph, hardware, policy, limits, keys)
+    if not any(_size(space).values()):
+        raise PreconditionError(
+            "no part of the model can be removed or narrowed, so there is nothing to search",
+            where="method 'embedding'",
+            remedy="Search a model with more layers, or lift rules for single layers.",
+        )
+    return space
 
 
 def _size(space: SearchSpace) -> dict[str, int]:
@@ -289,6 +314,11 @@ def _trainer(run: Run) -> CandidateTrainer:
             remedy="Pass data= with labels, and valid=.",
         )
     return run.trainer
+
+
+def _failed(row: Row, error: CompressionError) -> Decision:
+    name = row.digest[:8]
+    return Decision("", f"student {name} failed when it was trained fully", error.what, "", "")
 
 
 def _told(best: Finalist, reward: Reward, count: int) -> Decision:
