@@ -1,7 +1,9 @@
 """What a student costs, from the teacher's layers at the student's widths: nothing is built.
 
 Every weight counts as nonzero: a student is trained, and what a teacher holds of zeros is no
-property of its architecture.
+property of its architecture. The size of a student's file is an upper bound: that of the teacher's
+without the weights that are gone; biases, norms and nodes that go with them are left in, and every
+skip takes room for its nodes and for a norm that can no longer be folded.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from passes.structure.groups import ChannelGroups
 from passes.structure.lines import Lines, Side
 
 _COLUMNS = ("params", "macs", "nonzeros", "weight_bits", "sparse_macs")
-KEYS = ("energy", *_COLUMNS)
+KEYS = ("energy", "size", *_COLUMNS)
+# Nodes, names and the scale of a skip in a file; the norm after it has four vectors.
+_SKIP_BYTES, _NORM_VECTORS = 1024, 4
 
 Integers = NDArray[np.int64]
 
@@ -73,6 +77,7 @@ class StudentCosts:
         steps: Its steps.
         hardware: The accelerator of the energy model.
         keys: Which costs, of `KEYS`.
+        file_bytes: Of the teacher's ONNX file, for `"size"`.
 
     Raises:
         UnsupportedBudget: A cost cannot be counted without building the student.
@@ -86,8 +91,17 @@ class StudentCosts:
         steps: Sequence[Step],
         hardware: Hardware,
         keys: Sequence[str],
+        file_bytes: int | None = None,
     ) -> None:
         self.keys = checked_keys(keys)
+        if "size" in self.keys and file_bytes is None:
+            raise UnsupportedBudget(
+                "the size of a student's file is counted from that of the model's, which is "
+                "written only if the budget limits it",
+                where="size",
+                remedy='Add a limit on it, such as "size<=100%".',
+            )
+        self._file_bytes = file_bytes or 0
         self._lines = Lines(graph, groups)
         owners = owning_steps(graph, steps)
         self._energies: list[_SiteEnergy] = []
@@ -98,6 +112,12 @@ class StudentCosts:
             sides = self._lines.sides(tensor)
             terms.append(self._elements(owners[id(tensor)], sides, params=1))
         self._arrays(terms, groups)
+        self._element = min(
+            (p.element_size() for p in traced_module(graph).parameters()), default=4
+        )
+        self._weights_in_all = sum(site.size for site in graph.sites if not site.computed)
+        widest = max((line.size for line in self._lines.all), default=0)
+        self._skip_bytes = _SKIP_BYTES + _NORM_VECTORS * self._element * widest
 
     def _site(self, graph: ModelGraph, step: int, site: Site, hardware: Hardware) -> list[_Term]:
         if any(use.inputs is not None for use in site.uses):
@@ -192,6 +212,9 @@ class StudentCosts:
         totals = self._elements_of(lengths, dead) @ self._weights
         found: dict[str, int | float] = dict(zip(_COLUMNS, totals.tolist(), strict=True))
         found["params"] += skips
+        if "size" in self.keys:
+            gone = self._weights_in_all - int(found["nonzeros"])
+            found["size"] = self._file_bytes - self._element * gone + self._skip_bytes * skips
         if "energy" in self.keys:
             found["energy"] = in_units(self._energy(lengths.tolist(), dead))
         return {key: found[key] for key in self.keys}

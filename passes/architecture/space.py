@@ -43,6 +43,7 @@ class SearchSpace:
         policy: What may be changed, and how.
         limits: What every student that `sample`, `mutate` and `repair` return keeps to.
         keys: Costs that `cost` counts, besides those of the limits; of `costs.KEYS`.
+        file_bytes: Of the teacher's ONNX file, where the size of files counts.
 
     Attributes:
         structure: The teacher as the search sees it: parts, skips, channel groups, and in
@@ -61,6 +62,7 @@ class SearchSpace:
         policy: Policy | None = None,
         limits: Sequence[ResolvedLimit] = (),
         keys: Sequence[str] = _COSTS,
+        file_bytes: int | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.limits = tuple(limits)
@@ -69,7 +71,7 @@ class SearchSpace:
         graph = out_of_place(graph)
         self.structure = Structure(graph, self.policy, hardware.channel_multiple)
         self._costs = StudentCosts(
-            graph, self.structure.groups, self.structure.steps, hardware, self.keys
+            graph, self.structure.groups, self.structure.steps, hardware, self.keys, file_bytes
         )
         self._sketcher = Sketcher(self.structure, self._costs)
         alive = np.zeros(len(self.structure.steps), dtype=bool)

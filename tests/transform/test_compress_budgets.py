@@ -218,7 +218,7 @@ def test_limits_that_a_method_does_not_serve_are_refused_by_name(key, method, ex
     served = "Limits that are served: archive, energy, latency, macs, nonzeros, params, size, "
     served += "sparse_macs, weight_bits"
     others = {
-        "size": "bn_gamma, dsr_plus, ising, l1, l2, quantize, random, taylor",
+        "size": "bn_gamma, dsr_plus, embedding, ising, l1, l2, quantize, random, taylor",
         "params": "bn_gamma, embedding, hashed, ising, l1, l2, random, taylor",
         "latency": "bn_gamma, ising, l1, l2, random, taylor",
     }.get(key, STRUCTURED)

@@ -267,6 +267,13 @@ def spoiled(runs):
 ONE_STEP = {"steps": 1, "fidelity": (1,)}
 
 
+def test_the_file_of_a_student_keeps_to_its_limit(tmp_path):
+    found = searched("size<=80%", search=ONE_STEP | {"metric": "size"})
+    assert found.certificate.holds
+    written = found.export(tmp_path / "student.onnx")
+    assert written.bytes <= found.search.best.costs["size"] <= 0.8 * found.search.costs["size"]
+
+
 def test_a_student_without_a_score_fails_alone():
     # The first two runs are of the model itself.
     found = searched(metric=spoiled({3}), search=ONE_STEP)

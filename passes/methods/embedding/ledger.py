@@ -325,11 +325,17 @@ class Ledger:
             with _database_errors(path):
                 tables = {name for (name,) in ledger._run("SELECT name FROM sqlite_master")}
                 header = dict(ledger._run("SELECT key, value FROM header")) if tables else {}
-            if header.get("format") != FORMAT or _ABOUT not in header:
+            if header.get("format") != FORMAT:
                 raise _foreign(path)
             if header.get("version") != str(VERSION):
                 words = _REFUSALS["version"].format(found=header.get("version"), wanted=VERSION)
                 raise StorageError(words, where=str(path), remedy="Read it with its own release.")
+            if _ABOUT not in header:
+                raise StorageError(
+                    "the search has not begun",
+                    where=str(path),
+                    remedy="Wait for its first step, or start it again.",
+                )
             return json.loads(header[_ABOUT]), ledger.rows()
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:

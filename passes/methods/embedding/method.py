@@ -24,7 +24,8 @@ from energy_model.errors import (
     TrainingError,
 )
 from energy_model.hardware import Hardware
-from energy_model.resolved import ResolvedLimit
+from energy_model.resolved import ResolvedLimit, limit_on
+from passes.architecture.costs import KEYS
 from passes.architecture.genotype import Genotype
 from passes.architecture.policy import Policy
 from passes.architecture.space import SearchSpace
@@ -47,14 +48,13 @@ from passes.methods.embedding.weights import CandidateWeights
 from passes.methods.phases import Phase, PhaseEnd
 from passes.methods.plan import Plan
 from passes.reconstruct.batch_norm import reestimate_batch_norms
-from passes.structure.costs import KEYS
 from passes.tracing.trace import trace
 
 RECORD = "search.sqlite"
 _WEIGHTS = "candidates"
 _ALWAYS = ("params", "macs")
 # Costs that are known of a student before it is built.
-_SERVED = frozenset(KEYS) - {"size"}
+_SERVED = frozenset(KEYS)
 
 
 class EmbeddingSearchMethod(Method):
@@ -66,6 +66,7 @@ class EmbeddingSearchMethod(Method):
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
         self._seed = 0
+        self._file_bytes: int | None = None
         self._known: tuple[ModelGraph, SearchSpace] | None = None
         self._events: list[dict[str, Any]] = []
         self._lost: list[Decision] = []
@@ -78,6 +79,11 @@ class EmbeddingSearchMethod(Method):
             PreconditionError: There is nothing to train or to score them on.
         """
         self._seed = int(torch.randint(2**31, (), generator=run.generator))
+        size = limit_on(run.limits, "size")
+        if size is not None:
+            # The base of a limit is the file of the original, also after other methods.
+            anew = run.size if run.further else None
+            self._file_bytes = int(size.base) if anew is None else anew(graph)
         _trainer(run)
 
     def plan(
@@ -153,7 +159,7 @@ class EmbeddingSearchMethod(Method):
         self, graph: ModelGraph, hardware: Hardware, limits: Sequence[ResolvedLimit]
     ) -> SearchSpace:
         if self._known is None or self._known[0] is not graph:
-            self._known = graph, _space(graph, hardware, limits, self.config)
+            self._known = graph, _space(graph, hardware, limits, self.config, self._file_bytes)
         return self._known[1]
 
     def _search(
@@ -175,7 +181,15 @@ class EmbeddingSearchMethod(Method):
         if config.workers > 1 or config.address is not None:
             assert run.costs is not None
             hardware, limits = run.costs.hardware, tuple(run.limits)
-            make = StudentMaker(graph.module, graph.call, graph.rules, hardware, limits, config)
+            make = StudentMaker(
+                graph.module,
+                graph.call,
+                graph.rules,
+                hardware,
+                limits,
+                config,
+                self._file_bytes,
+            )
         evaluator = trainer.evaluator(config, make, self._seed)
         ladder = Ladder(config.fidelity, config.eta, config.probes)
         climb = Climb(ledger, weights, evaluator, ladder, reward, Genotype.from_dict, config.keep)
@@ -258,6 +272,7 @@ class StudentMaker:
         hardware: The accelerator of the energy model.
         limits: The budget.
         config: The search.
+        file_bytes: Of the teacher's ONNX file, if its size is limited.
     """
 
     model: nn.Module
@@ -266,12 +281,13 @@ class StudentMaker:
     hardware: Hardware
     limits: tuple[ResolvedLimit, ...]
     config: EmbeddingSearch
+    file_bytes: int | None = None
 
     def __call__(self) -> Build:
         """A function from a genotype to the student."""
         graph = trace(self.model, self.call)
         graph.rules = dict(self.rules)
-        return _space(graph, self.hardware, self.limits, self.config).build
+        return _space(graph, self.hardware, self.limits, self.config, self.file_bytes).build
 
 
 def _space(
@@ -279,11 +295,12 @@ def _space(
     hardware: Hardware,
     limits: Sequence[ResolvedLimit],
     config: EmbeddingSearch,
+    file_bytes: int | None,
 ) -> SearchSpace:
     metric = (config.metric,) if isinstance(config.metric, str) else config.metric
     policy = Policy(widths=config.policy, importance=config.importance)
     keys = tuple(dict.fromkeys((*_ALWAYS, *metric)))
-    space = SearchSpace(graph, hardware, policy, limits, keys)
+    space = SearchSpace(graph, hardware, policy, limits, keys, file_bytes)
     if not any(_size(space).values()):
         raise PreconditionError(
             "no part of the model can be removed or narrowed, so there is nothing to search",

@@ -5,10 +5,12 @@ import pytest
 import torch
 from search_nets import FAMILIES, HARDWARE, SmallResNet, SmallViT, genotypes, teacher
 
+from energy_model.errors import UnsupportedBudget
 from export.dense import write_dense
 from passes.architecture.genotype import Genotype
 from passes.architecture.space import SearchSpace
 from transform.finished import traced_anew
+from transform.limits import Subject
 
 
 def single(make):
@@ -54,3 +56,24 @@ def test_twenty_students_of_every_family_are_exported(name, tmp_path):
     space = single(FAMILIES[name])
     for genotype in genotypes(space, 20):
         write(space.build(genotype), tmp_path, genotype)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if n else ()) for n, name in enumerate(FAMILIES)],
+)
+def test_no_file_is_larger_than_the_space_says(name):
+    graph = teacher(FAMILIES[name], dtype=torch.float32)
+    whole = Subject(graph, HARDWARE).onnx_bytes
+    space = SearchSpace(graph, HARDWARE, keys=("size", "nonzeros"), file_bytes=whole)
+    assert space.cost(Genotype())["size"] == whole
+    drawn = genotypes(space, 6)
+    assert any(genotype.skips for genotype in drawn) or name == "shufflenet"
+    for genotype in drawn:
+        student = space.build(genotype)
+        found = Subject(traced_anew(student, student.call), HARDWARE).onnx_bytes
+        at_most = space.cost(genotype)["size"]
+        # Nodes and norms that are gone stay counted: in nets this small they weigh much.
+        assert found <= at_most < whole
+    with pytest.raises(UnsupportedBudget, match="size<=100%"):
+        SearchSpace(graph, HARDWARE, keys=("size",))
