@@ -181,7 +181,8 @@ class SurrogateProposer:
         composite: Model the score alone and multiply with the known factor; otherwise the reward is
             modelled.
         pool: How the maximum is sought.
-        anchor: The score of the teacher, from which every kernel learns; `None` for none.
+        anchor: The score of the teacher, from which every kernel learns; `None` for none. A teacher
+            that was trained for longer than its students are is no anchor for their scores.
         last: The last rung: that of the anchor.
 
     Raises:
@@ -209,6 +210,10 @@ class SurrogateProposer:
     def propose(self, history: History, count: int, rng: random.Random) -> list[Genotype]:
         """Ask the kernels in turn; see `Proposer`."""
         catalogue = self._catalogue
+        if len(history.evaluated) < _FEWEST:
+            # The students that random search begins with, so that both can be compared.
+            self.reports = ()
+            return RandomProposer(catalogue).propose(history, count, rng)
         known = [(catalogue.candidate(one.genotype), one) for one in history.evaluated]
         surrogate = self._fitted(known, rng)
         if surrogate is None:
@@ -233,8 +238,6 @@ class SurrogateProposer:
         self.reports = ()
         # Drawn here, so that what follows does not depend on how many surrogates are asked.
         seed = rng.getrandbits(62)
-        if len(known) < _FEWEST:
-            return None
         entries = [(candidate, one, False) for candidate, one in known]
         if self._anchor is not None:
             teacher = self._catalogue.candidate(self._anchor.genotype)

@@ -54,6 +54,10 @@ def proposer_of(
         catalogue,
         surrogates,
         composite=config.composite,
+        # Nothing is saved, so the teacher's reward is 0, as in the paper; but its accuracy is that
+        # of its own training, and no student of a few epochs comes near it: taken for a point of
+        # the same function it would spoil the scale of all the others.
+        anchor=None if config.composite else 1.0,
         pool=Pool(size=config.pool),
         last=last,
     )

@@ -77,6 +77,16 @@ def test_a_batch_is_new_distinct_and_within_the_budget(make):
         assert all(SPACE.cost(genotype)["params"] <= LIMIT for genotype in batch)
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_all_begin_with_the_same_students(make):
+    [first] = {
+        tuple(maker(limited()).propose(History(), 6, random.Random(3)))
+        for maker in (make, RandomProposer)
+    }
+    other = make(limited()).propose(History(), 6, random.Random(4))
+    assert tuple(other) != first
+
+
 def test_without_the_limit_it_would_be_broken():
     batch = RandomProposer(free()).propose(History(), 50, random.Random(0))
     assert any(SPACE.cost(genotype)["params"] > LIMIT for genotype in batch)
