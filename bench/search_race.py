@@ -26,15 +26,19 @@ from passes.storage.atomic import write_file
 
 CHANCE = "random"
 _HEAD = (
-    "| search | seed | best f | students to random's best | epochs to it | of all epochs "
-    "| result: f | parameters | MACs | test, % | choosing, of training |\n| --- |" + " ---: |" * 10
+    "| search | seed | best f | students to random's best | students to more | epochs to more "
+    "| of all epochs | result: f | parameters | MACs | test, % | choosing, of training |\n| --- |"
+    + " ---: |"
+    * 11
 )
 _NOTE = (
     "f = C (2 - C) A, with C the share of the cost that is saved and A the accuracy on the "
     "held-out images relative to the network's own. Best f: of the search, on the last rung. "
     "Random's best: what random search of the same seed and budget has found with all of its "
-    "students; a dash: never. Result: the best finalist, fully trained, and its accuracy on the "
-    "test data. Choosing: seconds of proposing as a share of the seconds of training."
+    "students; a dash: never. All searches begin with the same batch, so that it may hold that "
+    "best: then only what is more tells them apart. Result: the best finalist, fully trained, and "
+    "its accuracy on the test data. Choosing: seconds of proposing as a share of the seconds of "
+    "training."
 )
 
 
@@ -95,6 +99,10 @@ class Raced:
         """The first point with at least this reward, if there is one."""
         return next((point for point in self.climb() if point.best >= reward), None)
 
+    def passed(self, reward: float) -> Point | None:
+        """The first point with more than this reward, if there is one."""
+        return next((point for point in self.climb() if point.best > reward), None)
+
 
 def read_searches(folders: Iterable[Path]) -> list[Raced]:
     """Every finished search below the folders, by budget, seed and label.
@@ -145,13 +153,15 @@ def _line(one: Raced, own: Sequence[Raced]) -> str:
     end, best = one.climb()[-1], one.record.best
     goal = _goal(own, one.seed)
     point = None if goal is None else one.reached(goal)
+    more = None if goal is None else one.passed(goal)
     seconds = one.record.seconds
     cells = [
         one.label,
         str(one.seed),
         f"{end.best:.4f}",
         "-" if point is None else f"{point.students} of {end.students}",
-        "-" if point is None else str(point.epochs),
+        "-" if more is None else f"{more.students} of {end.students}",
+        "-" if more is None else str(more.epochs),
         str(end.epochs),
         f"{best.reward:.4f}",
         f"{best.costs['params']:,}",
@@ -167,12 +177,12 @@ def _means(own: Sequence[Raced]) -> str:
     for label in dict.fromkeys(one.label for one in own):
         runs = [one for one in own if one.label == label]
         goals = [(one, goal) for one in runs if (goal := _goal(own, one.seed)) is not None]
-        points = [one.reached(goal) for one, goal in goals]
+        points = [one.passed(goal) for one, goal in goals if one.surrogate != CHANCE]
         there = [point.students for point in points if point is not None]
         mean = statistics.fmean(one.climb()[-1].best for one in runs)
         text = f"{label}: best f {mean:.4f} over {len(runs)} seeds"
-        if goals:
-            text += f", random's best reached at {len(there)} of {len(goals)}"
+        if points:
+            text += f", more than random's best at {len(there)} of {len(points)}"
         if there:
             text += f" after {statistics.fmean(there):.1f} students"
         told.append(text)

@@ -54,16 +54,22 @@ def test_students_cost_all_their_epochs_and_count_on_the_last_rung():
     assert CHANCE.climb()[-1] == Point(3, 6, 0.5)
     assert LADDER.reached(0.5) == Point(4, 8, 0.7)
     assert LADDER.reached(0.71) is None
+    assert LADDER.reached(0.4) == LADDER.passed(0.3) == Point(2, 4, 0.4)
+    assert LADDER.passed(0.4) == Point(4, 8, 0.7) and LADDER.passed(0.7) is None
 
 
 def test_the_page_says_when_what_chance_found_was_reached():
     page = to_markdown([LADDER, CHANCE], "a command")
     assert "    a command" in page
-    assert "| ours | 0 | 0.7000 | 4 of 5 | 8 | 11 | 0.5500 | 25 | 400 | 71.00 | 1.2% |" in page
-    assert "| random | 0 | 0.5000 | 2 of 3 | 4 | 6 |" in page
-    assert "ours: best f 0.7000 over 1 seeds, random's best reached at 1 of 1 after 4.0" in page
+    assert (
+        "| ours | 0 | 0.7000 | 4 of 5 | 4 of 5 | 8 | 11 | 0.5500 | 25 | 400 | 71.00 | 1.2% |"
+        in page
+    )
+    assert "| random | 0 | 0.5000 | 2 of 3 | - | - | 6 |" in page
+    assert "ours: best f 0.7000 over 1 seeds, more than random's best at 1 of 1 after 4.0" in page
+    assert page.endswith("training.\n") and "random: best f 0.5000 over 1 seeds." in page
     other = raced("ours", "embedding", LADDER.record.rows, seed=1)
-    assert "| ours | 1 | 0.7000 | - | - | 11 |" in to_markdown([CHANCE, other], "")
+    assert "| ours | 1 | 0.7000 | - | - | - | 11 |" in to_markdown([CHANCE, other], "")
 
 
 def write(folder, one):
