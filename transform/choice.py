@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from energy_model.budget import Budget
@@ -18,6 +18,9 @@ Methods = str | MethodConfig | Sequence[str | MethodConfig]
 
 # What removes channels where single weights would not help.
 STRUCTURED = "l2"
+# Where the model is trained, channels go in the first quarter of it: ResNet-20 on 10,000 images of
+# CIFAR-10 at 25 % of its MACs has 74.6 % afterwards, and 68.9 % if they all go before.
+GRADUAL: Mapping[str, Any] = {"steps": 8, "until": 0.25}
 # Limits under which the weights of one layer cost more than those of another.
 PRICED = frozenset({"energy", "sparse_macs"})
 
@@ -86,6 +89,8 @@ def choose_method(method: Methods, budget: Budget) -> Choice:
 def _other_method(budget: Budget, keys: set[str]) -> tuple[MethodSpec, MethodConfig, str]:
     spec, config = find_method(STRUCTURED)
     if keys <= spec.serves:
+        if "latency" not in keys:  # every step would be fitted to the clock anew
+            config = replace(config, **GRADUAL)
         return spec, config, f"only removing channels lowers {' and '.join(sorted(keys))}"
     for spec in methods().values():
         if keys <= spec.serves and not spec.needs:

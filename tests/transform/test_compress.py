@@ -198,6 +198,14 @@ def test_auto_picks_by_budget_and_says_why(budget, method, reason):
     assert result.config["config"] == type(transform.methods()[method].config()).__name__
 
 
+def test_auto_removes_channels_little_by_little_while_the_model_is_trained():
+    model, example = made(SmallConv)
+    labels = torch.zeros(len(example), dtype=torch.long)
+    result = transform.compress(model, "params<=50%", [(example, labels)] * 12, train=2)
+    assert (result.method, result.config["steps"], result.config["until"]) == ("l2", 8, 0.25)
+    assert result.certificate.holds
+
+
 def test_a_method_that_was_asked_for_is_used():
     model, example = made(SmallConv)
     config = transform.Magnitude(scope="layer", min_per_layer=3)

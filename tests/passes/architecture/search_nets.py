@@ -206,7 +206,8 @@ def family(name):
 
 
 def space_of(name, policy=None, hardware=HARDWARE, **options):
-    return SearchSpace(family(name), hardware, policy, keys=KEYS, **options)
+    keys = [key for key in KEYS if key != "size"]  # no file is written here
+    return SearchSpace(family(name), hardware, policy, keys=keys, **options)
 
 
 @functools.cache
