@@ -57,6 +57,8 @@ def measure_steps(sizes: SearchSizes, settings: Settings) -> Outcome:
 def _searched(sizes: SearchSizes, data: list[Batch], energy: str) -> _Searched:
     config = sizes.search(energy)
     training = SearchTraining(sizes.task.subject.model(), data, config, BUDGET, LONG)
+    # The budget falls while it is searched: the middle stands for the mean.
+    training.number = round(LONG * config.search_share / 2)
     first = clocked(training.step)()
     # Its search takes two steps; the first of them chooses the back end.
     compact = SearchTraining(sizes.task.subject.model(), data, config, BUDGET, 8)
