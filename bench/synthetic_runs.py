@@ -118,8 +118,8 @@ def _with(surrogate: Callable[[Ensemble], Surrogate], *, composite: bool) -> Mak
 
 
 def _warm(objective: SyntheticObjective, sizes: SyntheticSizes) -> Proposer:
-    encoders = _elsewhere(sizes)
-    make = partial(EmbeddingSurrogate, encoders=encoders)
+    # A search so short that nothing was learned has none.
+    make = partial(EmbeddingSurrogate, encoders=_elsewhere(sizes) or None)
     return _with(make, composite=True)(objective, sizes)
 
 

@@ -75,6 +75,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
         result = _certified(finished, request, limits, plan, before, bases)
     scores["after"] = _score(request, finished.module, show)
     result.metrics, result.search = scores, method.search_record()
+    if result.search is not None:  # what the search chose was trained in it
+        history = [*history, *map(dict, result.search.best.history)]
     result.history = _history(before.total.energy.relaxed, result, history)
     return result
 

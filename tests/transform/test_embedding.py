@@ -46,6 +46,7 @@ def test_the_budget_holds_and_the_best_finalist_is_the_result(result):
     assert result.metrics["after"] == result.search.best.accuracy
     rewards = [one.reward for one in result.search.finalists]
     assert rewards == sorted(rewards, reverse=True) and len(rewards) == 2
+    assert max(row.get("step", 0) for row in result.history) == 4  # of its full training
     x = data(1, 9)[0][0]
     assert result.model(x).shape == (12, 3)
     [told] = [d for d in result.decisions if d.what.startswith("the best of 9 students")]

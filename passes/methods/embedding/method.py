@@ -232,7 +232,8 @@ class EmbeddingSearchMethod(Method):
             student = space.build(Genotype.from_dict(row.genotype))
             student.runnable.load_state_dict(dict(weights.load(*row.key).model))
             try:
-                accuracy = self._trained(student, row, trainer, run)
+                history = self._trained(student, row, trainer, run)
+                accuracy = trainer.accuracy(student)
             except (TrainingError, ArgumentError) as error:  # a metric that is no number
                 failure = error
                 self._lost.append(_failed(row, error))
@@ -246,19 +247,22 @@ class EmbeddingSearchMethod(Method):
                     row.accuracy or 0.0,
                     accuracy,
                     reward(row.costs, accuracy),
+                    tuple(history),
                 )
             )
         if failure is not None and not found:
             raise failure
         return ranked(found), graphs
 
-    def _trained(self, student: ModelGraph, row: Row, trainer: CandidateTrainer, run: Run) -> float:
-        """Train a finalist fully; returns its accuracy."""
+    def _trained(
+        self, student: ModelGraph, row: Row, trainer: CandidateTrainer, run: Run
+    ) -> list[dict[str, Any]]:
+        """Train a finalist fully; returns the history."""
         if trainer.trains:
-            trainer.train(student, row.digest[:16])
-        elif self.config.bn_batches and run.batches is not None:
+            return trainer.train(student, row.digest[:16])
+        if self.config.bn_batches and run.batches is not None:
             reestimate_batch_norms(student, run.batches, self.config.bn_batches)
-        return trainer.accuracy(student)
+        return []
 
 
 @dataclass(frozen=True, slots=True)

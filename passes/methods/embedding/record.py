@@ -25,6 +25,7 @@ class Finalist:
         accuracy: After full training, on the validation data; without training that of the weights
             that the search left.
         reward: With that accuracy.
+        history: Of its full training, as in `Compressed.history`.
     """
 
     digest: str
@@ -33,6 +34,7 @@ class Finalist:
     searched: float
     accuracy: float
     reward: float
+    history: tuple[Mapping[str, Any], ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,10 @@ class SearchRecord:
         """As a JSON object."""
         return self.about() | {
             "rows": [_plain(row) for row in self.rows],
-            "finalists": [_plain(one) for one in self.finalists],
+            "finalists": [
+                _plain(one) | {"history": [dict(row) for row in one.history]}
+                for one in self.finalists
+            ],
             "steps": [dict(step) for step in self.steps],
             "proposing": self.proposing,
         }
@@ -142,7 +147,7 @@ class SearchRecord:
                 tuple(data["metric"]),
                 tuple(data["fidelity"]),
                 tuple(Row(**row) for row in data["rows"]),
-                tuple(Finalist(**one) for one in data["finalists"]),
+                tuple(_finalist(one) for one in data["finalists"]),
                 tuple(data["steps"]),
                 proposing=float(data.get("proposing", 0.0)),
             )
@@ -157,6 +162,10 @@ class SearchRecord:
 def ranked(finalists: Sequence[Finalist]) -> tuple[Finalist, ...]:
     """The best by reward first; equal ones in the order in which they were."""
     return tuple(sorted(finalists, key=lambda one: -one.reward))
+
+
+def _finalist(data: Mapping[str, Any]) -> Finalist:
+    return Finalist(**{**data, "history": tuple(data.get("history", ()))})
 
 
 def _plain(value: Row | Finalist) -> dict[str, Any]:
