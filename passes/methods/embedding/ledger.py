@@ -163,11 +163,7 @@ class Ledger:
                 )
         [(health,)] = self._run("PRAGMA quick_check(1)")
         if health != "ok":
-            raise StorageError(
-                f"the record is damaged: {health}",
-                where=str(self.path),
-                remedy="Restore it from a copy, or remove it to search anew.",
-            )
+            raise _damaged(self.path, health)
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Write down what tells the rows to a reader who has nothing but the file.
@@ -336,7 +332,7 @@ class Ledger:
                     where=str(path),
                     remedy="Wait for its first step, or start it again.",
                 )
-            return json.loads(header[_ABOUT]), ledger.rows()
+            return _read_json(header[_ABOUT], path), ledger.rows()
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._connection.execute(statement, values).fetchall()
@@ -382,16 +378,24 @@ def _text(value: Mapping[str, Any]) -> str:
 
 def _unpacked(values: Sequence[Any], path: Path) -> Row:
     found = dict(zip(_COLUMNS, values, strict=True))
-    try:
-        for name in _JSON:
-            found[name] = json.loads(found[name])
-    except ValueError as error:
-        raise StorageError(
-            f"the record is damaged: {error}",
-            where=str(path),
-            remedy="Restore it from a copy, or remove it to search anew.",
-        ) from error
+    for name in _JSON:
+        found[name] = _read_json(found[name], path)
     return Row(**found)
+
+
+def _read_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> StorageError:
+    return StorageError(
+        f"the record is damaged: {why}",
+        where=str(path),
+        remedy="Restore it from a copy, or remove it to search anew.",
+    )
 
 
 def _foreign(path: Path) -> StorageError:
