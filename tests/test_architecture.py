@@ -87,6 +87,7 @@ def test_bench_may_be_imported_lazily() -> None:
     assert broken_rules("transform", "def f():\n    from bench.measure import measure\n") == []
 
 
+@pytest.mark.slow
 def test_no_relative_imports_and_no_pickle() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -19,7 +19,7 @@ Methods = str | MethodConfig | Sequence[str | MethodConfig]
 # What removes channels where single weights would not help.
 STRUCTURED = "l2"
 # Where the model is trained, channels go in the first quarter of it: ResNet-20 on 10,000 images of
-# CIFAR-10 at 25 % of its MACs has 74.6 % afterwards, and 68.9 % if they all go before.
+# CIFAR-10 at 25 % of its MACs has 74.6 % afterwards, and 70.1 % if they all go before.
 GRADUAL: Mapping[str, Any] = {"steps": 8, "until": 0.25}
 # Limits under which the weights of one layer cost more than those of another.
 PRICED = frozenset({"energy", "sparse_macs"})

@@ -136,6 +136,7 @@ def test_curves_are_sorted_by_budget_and_method(runs):
     assert found == {"energy<=60%": expected, "energy<=30%": expected}
 
 
+@pytest.mark.slow
 def test_all_plots_are_written(runs, tmp_path):
     results = read_results([runs])
     written = write_plots(tabulate(results.values()), results, tmp_path / "out")

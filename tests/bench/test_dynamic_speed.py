@@ -68,6 +68,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_gives_positive_ratios(name):
     [part] = measure([name], ONCE, SMALL).parts

@@ -85,6 +85,7 @@ def test_outputs_of_zero_have_no_relative_error(tmp_path):
         relative_error(path, path, np.ones((2, 4), np.float32))
 
 
+@pytest.mark.slow
 def test_a_table_of_two_files(dense, quantized):
     test = [(torch.from_numpy(batch), torch.zeros(len(batch))) for batch in batches()]
     cases = [
@@ -132,6 +133,7 @@ def test_models_are_always_the_same_and_leave_the_generator_alone():
     assert not torch.equal(*random_batches(2, count=2))
 
 
+@pytest.mark.slow
 def test_half_the_channels():
     model = seeded(lambda: torchvision_model("resnet18", num_classes=4))
     half = half_channels(model, torch.zeros(1, 3, 32, 32))

@@ -36,6 +36,7 @@ def problems(draw):
     return floats, integers, borders
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(problems())
 def test_no_other_set_takes_less(problem):

@@ -138,6 +138,7 @@ def test_values_are_renamed_in_branches_too():
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], np.zeros((1, 4)))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.data())
 def test_kernels_without_a_mark_belong_to_their_neighbours(layers, data):
     """A chain in which some nodes lost their names: before them if anything is marked there."""

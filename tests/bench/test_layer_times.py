@@ -140,6 +140,7 @@ def test_conversions_have_a_time_for_every_size():
     assert all(time >= 0 for pair in found.values() for time in pair)
 
 
+@pytest.mark.slow
 def test_the_plan_is_a_table(lenet5, integer):
     plan = plan_layers(lenet5, integer, rounds=2)
     assert isinstance(plan, LayerPlan)

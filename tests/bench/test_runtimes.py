@@ -45,6 +45,7 @@ def test_both_runtimes_describe_and_compute_the_same(convolution):
     assert other.kernels()["Convolution f32"] == 1
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_one_table_interleaves_both_runtimes(convolution):
     found = measure([convolution, convolution], runtimes=[DEFAULT, OPENVINO], **QUICK)

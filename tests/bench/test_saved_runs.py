@@ -25,6 +25,7 @@ def compressed(tmp_path_factory):
     return folder, transform.compress(digits_cnn(), "energy<=30%", train, **options)
 
 
+@pytest.mark.slow
 def test_costs_and_curve_are_those_of_the_result(compressed):
     folder, result = compressed
     path = find_run(folder)
@@ -34,6 +35,7 @@ def test_costs_and_curve_are_those_of_the_result(compressed):
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_a_trained_model_has_a_curve_and_no_costs(tmp_path):
     train, valid, _ = digits_batches()
     config = TrainConfig(epochs=2, batches_per_epoch=1)

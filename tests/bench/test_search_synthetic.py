@@ -49,6 +49,7 @@ def accuracy(stages, skips=0):
 WHOLE = [capacity(64, 5, 5, 5), *(capacity(width, 5, 4, 5) for width in (128, 256, 512))]
 
 
+@pytest.mark.slow
 def test_the_teacher_by_hand():
     assert objective().accuracy(Genotype()) == pytest.approx(accuracy(WHOLE), rel=1e-12)
     assert objective().gain(objective().space.cost(Genotype())) == 0
@@ -101,6 +102,7 @@ def test_random_students_are_those_of_the_published_measurement():
     assert quantiles == pytest.approx([0.02, 0.21, 0.51], abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "evolution", "embedding-composite"])
 def test_a_run_repeats_itself(method):
     first, second = (search(objective(), method, 3, QUICK) for _ in range(2))
@@ -110,6 +112,7 @@ def test_a_run_repeats_itself(method):
     assert (first.trust is None) == (method in ("random", "evolution"))
 
 
+@pytest.mark.slow
 def test_all_methods_begin_alike():
     sizes = SyntheticSizes(6, 6, 3, 2, 30, (6,))
     assert len({search(objective(), method, 0, sizes).best for method in METHODS}) == 1
@@ -153,6 +156,7 @@ def test_the_table_of_speeds():
     assert json.loads(json.dumps(report().to_dict(), allow_nan=False))["marks"] == [9, 12]
 
 
+@pytest.mark.slow
 def test_runs_that_are_known_are_not_repeated():
     known = run_of("random", 0, 0.1, 0.2)
     said, kept = [], []
@@ -161,6 +165,7 @@ def test_runs_that_are_known_are_not_repeated():
     assert len(said) == 1 and kept == [2]
 
 
+@pytest.mark.slow
 def test_everything_proposed_is_measured():
     rows = measure_speed(objective(), SpeedSizes.quick())
     assert [row.unit for row in rows] == ["s", "1/s", "1/s"]
@@ -194,6 +199,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_and_goes_on(tmp_path):
     page = tmp_path / "below" / "page.md"
     first = invoke(*ARGUMENTS, "--out", str(page), "--json")

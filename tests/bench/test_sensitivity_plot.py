@@ -32,6 +32,7 @@ def texts(path):
     return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
 
 
+@pytest.mark.slow
 def test_layers_ranks_and_units(tmp_path):
     shown = texts(plot_sensitivity(found({"b": 3.0, "a": -1.0, "c": 1e-6}), tmp_path / "a.svg"))
     assert [text for text in shown if text in ("a", "b", "c")] == ["a", "c", "b"]

@@ -72,6 +72,7 @@ def test_rounds_reverse_their_order_and_keep_their_columns():
     assert over_first(found, 2) == ((8.0, 2.0),) * 3
 
 
+@pytest.mark.slow
 def test_a_clocked_action_runs_once_and_takes_time():
     calls = []
     turn = clocked(lambda: calls.append(1))

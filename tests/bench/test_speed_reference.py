@@ -66,6 +66,7 @@ def problems(draw):
     return weights, ladders, capacities
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(deadline=None)
 def test_the_reference_is_greedy_selection(problem):

@@ -60,6 +60,7 @@ def test_the_sleep_data_of_student_1908():
     assert test.pairs == 10
 
 
+@pytest.mark.slow
 def test_the_p_value_is_what_simulation_gives():
     generator = random.Random(0)
     observed, hits, rounds = 1.7, 0, 20_000

@@ -13,6 +13,7 @@ TABLE = Path(__file__).resolve().parents[2] / "bench" / "results" / "structure.m
 FAST = {"squeezenet1_1", "mobilenet_v3_small"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 )

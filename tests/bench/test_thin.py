@@ -27,6 +27,7 @@ def size(builder, width):
         return parameters(builder(width))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("limit", [821, 822, 823, 824, 5344, 10_000, 53_240, 267_019, 267_020])
 def test_the_width_is_the_largest_of_all_that_differ(limit):
     # Widths between two neighbours of these are one network: both layers round alike.
@@ -46,6 +47,7 @@ def test_the_width_is_the_largest_of_all_that_differ(limit):
     assert size(lenet, found.multiplier) == found.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "count", "width"),
     [
@@ -79,6 +81,7 @@ def test_channels_that_go_before_training_leave_the_network_of_the_solved_width(
     assert parameters(result.model) == solve_width(wrn, limit).count
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("width", "total"), [(1, 25_557_032), (0.54, 8_167_095), (0.46, 5_771_217)]
 )

@@ -18,6 +18,7 @@ EYERISS = load_hardware("eyeriss")
 ROWS = [(net, v, i) for net in ORACLE for v in VARIANTS for i in range(len(ORACLE[net][v]))]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("net", "variant", "index"), ROWS)
 def test_every_row_of_the_published_model(net: str, variant: str, index: int) -> None:
     row = ORACLE[net][variant][index]
@@ -35,6 +36,7 @@ def test_every_row_of_the_published_model(net: str, variant: str, index: int) ->
         assert refetch(shape, EYERISS.input_cache_words, inputs).words == row["ov"]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("net", list(ORACLE))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_totals_of_the_published_model(net: str, variant: str) -> None:

@@ -121,6 +121,7 @@ def counts_of(layer: Layer) -> np.ndarray:
 WIDTHS = st.tuples(*[st.integers(1, 20)] * 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(layer=layers(), bits=WIDTHS, word=st.sampled_from([8, 12, 16]))
 def test_against_fractions(layer: Layer, bits: tuple, word: int) -> None:

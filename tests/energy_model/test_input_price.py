@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_counts import naive_refetch, naive_row_by_row, shapes
@@ -47,6 +48,7 @@ def reads(shape: LayerShape) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(shape=shapes())
 def test_windows_that_read_an_input_against_counting(shape: LayerShape) -> None:
@@ -72,6 +74,7 @@ def test_inputs_that_some_weight_reads_against_a_loop(
     np.testing.assert_array_equal(inputs_met(shape, weights), met)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(shape=shapes(), capacity=st.sampled_from([1, 12, 60, 10_000]))
 def test_prices_outputs_and_what_is_fetched_again_are_the_energy(

@@ -61,6 +61,7 @@ def test_times_by_chance_are_not_predicted_though_a_table_could_repeat_them():
     assert fit_latency(chance).held_out.median > 0.1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model():
     found = [fit_latency(networks(noise=0.1), seed=4).to_dict() for _ in range(2)]
     assert found[0] == found[1]

@@ -43,6 +43,7 @@ def problems(draw, largest: int = 5):
     return matrix, draw(arrays(np.float64, rows, elements=numbers))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problem=problems())
 def test_no_active_set_does_better(problem) -> None:

@@ -34,6 +34,7 @@ def test_large_layers(shape: LayerShape, words: int) -> None:
     assert refetch(shape, 51_200) == Refetch(words)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(layer=layers(), capacity=st.integers(1, 60))
 def test_against_the_strip_loop(layer: Layer, capacity: int) -> None:
@@ -44,6 +45,7 @@ def test_against_the_strip_loop(layer: Layer, capacity: int) -> None:
     assert found.words == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(kernel=st.integers(1, 4), rows=st.integers(4, 12), padding=st.integers(0, 3), data=st.data())
 def test_row_by_row_bounds_strips_of_undilated_windows(

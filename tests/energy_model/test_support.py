@@ -10,6 +10,7 @@ from energy_model.shapes import LayerShape
 from energy_model.support import input_support, unfolded_nonzeros, window_hits
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(layer=layers())
 def test_masked_hits_against_counting(layer: Layer) -> None:
@@ -19,6 +20,7 @@ def test_masked_hits_against_counting(layer: Layer) -> None:
     assert unfolded_nonzeros(layer.shape, layer.inputs) == hits.sum()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(shape=shapes())
 def test_dense_hits_are_those_of_a_full_mask(shape: LayerShape) -> None:

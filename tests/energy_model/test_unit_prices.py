@@ -59,6 +59,7 @@ def test_with_words_of_16_bits_nothing_is_rounded(bits: tuple, prices: tuple) ->
     assert found.mac == Fraction(mac * bits[0] * bits[1], 256) * PARTS
 
 
+@pytest.mark.slow
 @given(word=st.integers(1, 40), bits=st.integers(1, 50))
 def test_with_other_words_prices_round_up_to_a_part(word: int, bits: int) -> None:
     hardware = Hardware("x", word_bits=word)

@@ -150,6 +150,7 @@ def large_model():
     ).SerializeToString()
 
 
+@pytest.mark.slow
 def test_large_tensors_become_blocks():
     model = large_model()
     archive = pack(model)
@@ -160,6 +161,7 @@ def test_large_tensors_become_blocks():
     assert predict_bytes(model) == pytest.approx(len(archive), rel=0.005, abs=4)
 
 
+@pytest.mark.slow
 def test_large_tensors_are_coded_in_groups(monkeypatch):
     model = large_model()
     whole = pack(model)
@@ -194,6 +196,7 @@ def test_a_tensor_without_a_block_is_refused():
         code_groups(Decoder(encoder.finish()), 1)
 
 
+@pytest.mark.slow
 def test_the_size_is_known_without_the_proof(long_skeleton, monkeypatch):
     files = [small()[0], large_model(), long_skeleton, b"no model at all"]
     sizes = [len(pack(file)) for file in files]
@@ -211,6 +214,7 @@ def long_skeleton():
     return model_of(*scales, nodes=nodes, output="v1200").SerializeToString()
 
 
+@pytest.mark.slow
 def test_a_long_skeleton_becomes_a_block(long_skeleton):
     archive = pack(long_skeleton)
     assert len(split(long_skeleton)[0]) > 32 << 10
@@ -355,6 +359,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert to.read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_neither_torch_nor_onnx():
     code = "import sys, export; sys.exit(bool({'onnx', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -70,6 +70,7 @@ def load(written):
     return onnx.load(written.path)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("batch", [1, 7])
 def test_the_batch_is_dynamic(exported, name, batch):
@@ -121,12 +122,14 @@ def test_nothing_of_the_machine_is_in_the_file(exported, name):
         assert text.encode() not in data
 
 
+@pytest.mark.slow
 def test_the_same_export_gives_the_same_bytes(exported, tmp_path):
     graph, written = exported("conv")
     again = write_dense(graph, EYERISS, tmp_path / "other-name.onnx")
     assert again.path.read_bytes() == written.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_channel_that_its_norm_silences_costs_nothing_in_the_file(tmp_path):
     model, example = built(DeadChannel, (2, 2, 4, 4))
     graph = trace(model, as_call(model, example))
@@ -153,6 +156,7 @@ def test_both_directions_of_a_recurrent_layer_are_found(tmp_path):
         assert written.recount.costs[name].nonzeros == costs[name].nonzeros
 
 
+@pytest.mark.slow
 def test_a_model_without_an_onnx_form_is_refused_and_nothing_is_written(tmp_path):
     model, example = built(Branching, (2, 6))
     graph = trace(model, as_call(model, example))
@@ -184,6 +188,7 @@ def test_a_file_that_disagrees_is_never_put_in_its_place(tmp_path, monkeypatch):
     assert target.read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(exported, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -86,6 +86,7 @@ def test_the_grid_of_a_quantizer(bits, signed, low, narrow):
     assert grid.scale == float(quantizer.scale)
 
 
+@pytest.mark.slow
 def test_a_dense_file_leaves_the_quantizers_out_and_says_so(tmp_path):
     model, x = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), (2, 6))
     graph = quantize(model, x, activations=3)

@@ -41,6 +41,7 @@ def test_inputs_without_a_dimension_stay_as_they_are():
     assert at_batch(call, 4) is call
 
 
+@pytest.mark.slow
 def test_only_the_batch_of_the_first_input_is_dynamic():
     model, (x, y) = built(TwoInputs, ((3, 6), (1, 4)))
     exported = float_model(model, Call((x, y)))
@@ -51,6 +52,7 @@ def test_only_the_batch_of_the_first_input_is_dynamic():
     assert shapes == [["batch", 6], [1, 4]]
 
 
+@pytest.mark.slow
 def test_an_example_of_one_row_is_dynamic_too():
     exported = float_model(nn.Linear(3, 2).eval(), Call((torch.zeros(1, 3),)))
     [value] = exported.graph.input
@@ -68,6 +70,7 @@ def test_what_cannot_be_expressed_is_said_with_a_remedy():
     assert {name: logging.getLogger(name).level for name in levels} == levels
 
 
+@pytest.mark.slow
 def test_a_failing_export_writes_nothing_to_the_streams(capfd):
     model, x = built(Branching, (2, 6))
     with pytest.raises(ExportError):

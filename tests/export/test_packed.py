@@ -128,6 +128,7 @@ def test_the_archive_holds_the_other_file_bit_for_bit(exported, name):
     assert abs(predict_packed_bytes(onnx.load(plain.path)) - written.bytes) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_unpacked_runs_as_the_model_does(exported, name, tmp_path):
     graph, plain, written = exported(name)

@@ -130,6 +130,7 @@ def test_a_residual_network_runs_in_integers(exported):
     assert not onnx.load(written.path).graph.value_info
 
 
+@pytest.mark.slow
 def test_weights_and_biases_are_stored_as_integers(exported):
     graph, written = exported("residual")
     items, frozen = stored(written), freeze(graph)
@@ -177,6 +178,7 @@ def test_linear_layers_run_in_integers_with_and_without_a_rounded_output(exporte
     assert written.census.get("DequantizeLinear", 0) == int(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [2, 4])
 def test_a_bias_is_not_rounded_to_the_wide_steps_of_narrow_inputs(tmp_path, activations):
     def net():
@@ -190,6 +192,7 @@ def test_a_bias_is_not_rounded_to_the_wide_steps_of_narrow_inputs(tmp_path, acti
     assert written.census["MatMulIntegerToFloat"] == written.census["Sub"] == 1
 
 
+@pytest.mark.slow
 def test_neither_is_that_of_a_layer_whose_output_is_returned_and_rounded(tmp_path):
     class Features(nn.Module):
         def __init__(self):
@@ -247,6 +250,7 @@ def test_signed_activations_are_written_as_they_are(exported):
     assert any("slowly on x86" in note for note in written.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "block"),
     [

@@ -114,6 +114,7 @@ def test_every_part_of_a_projection_multiplies_codes(name, block, tmp_path):
     assert file.modes["reference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_tied_and_equal_weights_are_all_known_as_encoded(tmp_path):
     class Tied(nn.Module):
         """One layer twice under two names, and one with the same weights."""

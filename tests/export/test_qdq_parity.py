@@ -52,6 +52,7 @@ def changed(case, tmp_path, name, change):
     return path
 
 
+@pytest.mark.slow
 def test_the_file_agrees_in_every_mode(case):
     agreement = check(case)
     assert set(agreement.modes) == {"reference", "default", "x64quantprecision"}
@@ -84,6 +85,7 @@ def test_what_is_no_flip_is_refused(case, tmp_path, name, change):
         check(case, changed(case, tmp_path, name, change))
 
 
+@pytest.mark.slow
 def test_an_output_behind_the_last_rounding_is_compared_as_float(tmp_path):
     graph = quantize(*seeded(net, (4, 3, 8, 8)), last=False)
     path = tmp_path / "model.onnx"

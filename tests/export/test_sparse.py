@@ -127,6 +127,7 @@ def test_outputs_are_those_of_the_dense_file_bit_for_bit(exported, name, batch):
     assert np.abs(outputs[0]).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recount_is_that_of_the_model(exported, name):
     graph, dense, *files = exported(name)
@@ -146,6 +147,7 @@ def test_both_files_pass_the_check_that_is_promised(exported):
     assert onnx.load(initializers.path).graph.sparse_initializer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializers", BOTH)
 def test_a_model_that_gets_no_smaller_is_refused_and_nothing_is_written(tmp_path, initializers):
     graph = graph_of("tied tokens", zeros=0.0)
@@ -166,6 +168,7 @@ def test_small_weights_are_not_worth_it():
         require_sparse(model, "where")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializers", BOTH)
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, initializers):
     rewrite = sparse.require_sparse

@@ -193,6 +193,7 @@ TABLE = {
 }
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(("kind", "zeros"), TABLE)
 def test_the_table_of_sizes(kind, zeros):
     dense, sparse, initializers = TABLE[kind, zeros]
@@ -204,6 +205,7 @@ def test_the_table_of_sizes(kind, zeros):
     assert plan.bytes == pytest.approx(initializers or model.ByteSize(), rel=0.001)
 
 
+@pytest.mark.spread(19)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("zeros", [0.0, 0.3, 0.6, 0.85, 0.97, 1.0])
 def test_the_file_has_the_planned_bytes_and_computes_the_same(kind, zeros, tmp_path):
@@ -449,6 +451,7 @@ def test_four_bit_codes_have_no_sparse_initializer():
     assert sparsify_weights(product(thinned((64, 64), 1.0, INT4), INT4), initializers=True) == []
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [FLOAT, INT8, INT4])
 def test_openvino_decodes_every_layout(kind):
     openvino = pytest.importorskip("openvino")

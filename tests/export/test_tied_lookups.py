@@ -182,6 +182,7 @@ def tied_graph():
     return again
 
 
+@pytest.mark.slow
 def test_zeros_of_a_bank_are_counted_from_the_file(tmp_path):
     graph = tied_graph()
     with torch.no_grad():
@@ -225,6 +226,7 @@ class Returned(nn.Module):
         return nn.functional.linear(x, self.fc.weight), self.fc.weight
 
 
+@pytest.mark.slow
 def test_the_certificate_of_a_file_is_checked_and_a_changed_bank_is_seen(tmp_path):
     result = transform.compress(
         Returned(), "params<=50%", example_inputs=torch.ones(2, 6), method="hashed"

@@ -76,6 +76,7 @@ def test_what_is_no_rule_is_an_error(rule):
         rules({"0": rule})
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("train", [False, 2])
 @pytest.mark.parametrize(
     "method", ["energy", "magnitude", transform.Magnitude(scope="layer")], ids=str

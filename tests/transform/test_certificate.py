@@ -178,6 +178,7 @@ def test_negative_zero_and_the_sign_bit_count_in_the_digest():
     assert state_digest(plus) != state_digest(minus)
 
 
+@pytest.mark.slow
 def test_every_row_names_what_it_was_counted_from(tmp_path):
     model, example = made(SmallConv)
     result = transform.compress(model, "energy<=50%", example_inputs=example)

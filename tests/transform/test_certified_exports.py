@@ -74,6 +74,7 @@ def test_every_weight_is_found_in_the_file_and_counted_again(name, tmp_path):
     assert check(exported.certificate) == []
 
 
+@pytest.mark.slow
 def test_a_weight_tied_with_its_transpose_is_saved_loaded_and_exported(tmp_path):
     result = transform.compress(Autoencoder(), "nonzeros<=50%", example_inputs=torch.zeros(1, 6))
     loaded = transform.load(result.save(tmp_path / "saved"))
@@ -86,12 +87,14 @@ def compressed(dtype):
     return transform.compress(model, "energy<=50%", example_inputs=example)
 
 
+@pytest.mark.slow
 def test_half_precision_is_exported_as_such(tmp_path):
     exported = compressed(torch.float16).export(tmp_path / "net.onnx")
     assert exported.top1_agreement == 1.0
     assert check(exported.certificate) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_what_no_runtime_computes_is_refused_by_the_name_that_was_asked_for(tmp_path, dtype):
     with pytest.raises(transform.ExportError, match="refuses") as caught:

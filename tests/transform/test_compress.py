@@ -33,6 +33,7 @@ def flags(model):
     return [module.training for module in model.modules()]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("model_class", INPUTS)
 @pytest.mark.parametrize("method", ["energy", "magnitude"])
 def test_the_budget_holds_on_a_plain_model_of_the_callers_class(model_class, method):
@@ -118,6 +119,7 @@ def test_the_result_can_be_trained_on():
     assert all(p.grad is not None for p in result.model.parameters())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("method", ["energy", "magnitude", transform.Magnitude(scope="layer")])
 def test_the_same_seed_gives_the_same_bytes_on_any_thread_count(method):
     model = nn.Sequential(nn.Linear(512, 700), nn.ReLU(), nn.Linear(700, 300))
@@ -198,6 +200,7 @@ def test_auto_picks_by_budget_and_says_why(budget, method, reason):
     assert result.config["config"] == type(transform.methods()[method].config()).__name__
 
 
+@pytest.mark.slow
 def test_auto_removes_channels_little_by_little_while_the_model_is_trained():
     model, example = made(SmallConv)
     labels = torch.zeros(len(example), dtype=torch.long)
@@ -264,6 +267,7 @@ def test_the_device_may_be_named():
     assert next(result.model.parameters()).device == torch.device("cpu")
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_keep_their_type_and_bits(dtype):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)

@@ -21,6 +21,7 @@ def compress(budget, model=SMALL, example=SMALL_INPUT, **options):
     return transform.compress(model, budget, example_inputs=example, **options)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "forms",
     [
@@ -61,6 +62,7 @@ def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method
                 assert site.price(costs.hardware).marginal(costs[site.name].nonzeros) > room
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "key",
     ["energy", "nonzeros", pytest.param("weight_bits", marks=pytest.mark.slow), "sparse_macs"],
@@ -204,6 +206,7 @@ NOBODY = ("ram",)
 STRUCTURED = "bn_gamma, embedding, ising, l1, l2, random, taylor"
 
 
+@pytest.mark.spread(7)
 @pytest.mark.parametrize(
     ("method", "key"),
     [("auto", key) for key in NOBODY]

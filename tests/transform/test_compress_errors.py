@@ -127,6 +127,7 @@ def test_too_many_inputs_are_a_trace_error():
     refused(transform.TraceError, "positional arguments", example_inputs=(x, x, x))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("budget", ["energy<=50%", "nonzeros<=100%"])
 def test_weights_that_are_not_finite_are_refused_by_layer(value, budget):

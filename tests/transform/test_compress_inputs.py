@@ -20,6 +20,7 @@ def compressed(model, data=None, **options):
     return state_digest(result.model)
 
 
+@pytest.mark.slow
 def test_data_of_one_input():
     model, x = made(SmallConv)
     expected = compressed(model, example_inputs=x)
@@ -38,6 +39,7 @@ def test_data_of_one_input():
         assert compressed(model, data) == expected
 
 
+@pytest.mark.slow
 def test_data_of_several_inputs():
     model, (x, y) = made(TwoInputs)
     expected = compressed(model, example_inputs=(x, y))
@@ -60,6 +62,7 @@ def test_a_dict_may_be_the_one_argument():
     assert compressed(model, [(batch, TARGETS)]) == expected
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_costs_and_kept_weights_do_not_depend_on_the_examples_batch_or_values(size):
     model, _ = made(SmallConv)

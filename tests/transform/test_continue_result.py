@@ -155,6 +155,7 @@ def test_examples_come_from_the_earlier_result():
     assert nominal(second) <= DENSE // 100
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("budget", ["energy<=30%", "energy<=40 MMAC", "nonzeros<=20%"])
 def test_other_hardware_is_refused(budget):
     model, data = model_and_data()
@@ -204,6 +205,7 @@ def test_what_is_no_result_is_refused():
             run(other, "weight_bits<=5%", torch.ones(2, 2))
 
 
+@pytest.mark.slow
 def test_the_first_result_is_not_changed():
     model, data = model_and_data()
     first = run(model, "weight_bits<=3%", data)

@@ -79,6 +79,7 @@ def test_both_were_measured_with_their_modelled_energy(shown):
     assert second["energy"] <= 0.25 * first["energy"]
 
 
+@pytest.mark.slow
 def test_a_certificate_that_fails_stops_the_demo(shown, tmp_path, monkeypatch):
     monkeypatch.setattr("bench.check_certificate.check", lambda path: ["energy: 1 is not 2"])
     subject = demo.train(epochs=0)

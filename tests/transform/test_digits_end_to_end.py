@@ -78,6 +78,7 @@ def test_at_equal_energy_the_projection_keeps_more_weights(results):
     assert kept["energy"] > kept["magnitude"]
 
 
+@pytest.mark.slow
 def test_the_file_classifies_as_the_model_does(digits, results, exported):
     session, (_, _, test) = open_session(exported.path), digits
     [name] = [item.name for item in session.get_inputs()]

@@ -142,12 +142,14 @@ def test_another_cost_can_be_what_counts(metric):
     assert row.reward == pytest.approx(saved * (2 - saved) * row.accuracy / record.accuracy)
 
 
+@pytest.mark.slow
 def test_without_training_the_weights_of_the_search_are_the_result():
     found = searched(train=False, search={"steps": 1, "fidelity": (1,)})
     assert found.certificate.holds
     assert found.metrics["after"] == found.search.best.accuracy == found.search.best.searched
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_told(result, tmp_path):
     result.save(tmp_path / "saved")
     loaded = transform.load(tmp_path / "saved")
@@ -182,6 +184,7 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     assert run.exit_code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
@@ -248,6 +251,7 @@ def test_without_data_nothing_can_be_searched(missing):
         searched(**{missing: None}, train=train, example_inputs=torch.zeros(1, 2, 6, 6))
 
 
+@pytest.mark.slow
 def test_a_search_in_which_every_student_fails_says_why():
     with pytest.raises(TrainingError, match="none of 3 students could be trained"):
         searched(search={"steps": 1, "lr": 1e30, "optimizer": "sgd"})
@@ -268,6 +272,7 @@ def spoiled(runs):
 ONE_STEP = {"steps": 1, "fidelity": (1,)}
 
 
+@pytest.mark.slow
 def test_the_file_of_a_student_keeps_to_its_limit(tmp_path):
     found = searched("size<=80%", search=ONE_STEP | {"metric": "size"})
     assert found.certificate.holds
@@ -275,6 +280,7 @@ def test_the_file_of_a_student_keeps_to_its_limit(tmp_path):
     assert written.bytes <= found.search.best.costs["size"] <= 0.8 * found.search.costs["size"]
 
 
+@pytest.mark.slow
 def test_a_student_without_a_score_fails_alone():
     # The first two runs are of the model itself.
     found = searched(metric=spoiled({3}), search=ONE_STEP)
@@ -283,6 +289,7 @@ def test_a_student_without_a_score_fails_alone():
     assert len(found.search.finalists) == 2
 
 
+@pytest.mark.slow
 def test_a_finalist_that_fails_is_left_out():
     found = searched(metric=spoiled({6}), search=ONE_STEP)
     [finalist] = found.search.finalists

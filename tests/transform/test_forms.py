@@ -66,6 +66,7 @@ def outputs(path: Path, x: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(found)
 
 
+@pytest.mark.slow
 def test_codes_are_smaller_than_floats_and_run_in_integers(
     integers: transform.Compressed, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_codes_are_smaller_than_floats_and_run_in_integers(
     assert np.abs(outputs(written.path, x) - expected).max() <= 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_form_that_exceeds_the_budget_is_refused(
     integers: transform.Compressed, tmp_path: Path
 ) -> None:

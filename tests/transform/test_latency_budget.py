@@ -190,6 +190,7 @@ def exported(tmp_path_factory):
     return result, found
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_measured_again(exported, clock, tmp_path):
     result, file = exported
     assert check(file.certificate) == []

@@ -64,6 +64,7 @@ def test_data_that_can_be_read_only_once_tells_that_nothing_was_reconstructed() 
     assert was_reconstructed(compressed(iter(inputs()), reconstruct=True))
 
 
+@pytest.mark.slow
 def test_it_can_be_asked_for_with_labels_and_before_training() -> None:
     asked = compressed(labelled(), train=False, reconstruct=True)
     assert was_reconstructed(asked)

@@ -42,6 +42,7 @@ def certificate_of(exported):
     return transform.Certificate.from_dict(json.loads(exported.certificate.read_text()))
 
 
+@pytest.mark.slow
 def test_the_export_describes_its_file(compressed, exported):
     data = exported.path.read_bytes()
     assert exported.path.name == "net.onnx"
@@ -117,6 +118,7 @@ def test_a_forged_certificate_is_seen_by_the_recount(copied):
     assert "nonzeros: the certificate says" in complaints
 
 
+@pytest.mark.slow
 def test_a_file_with_more_than_the_model_is_never_certified(compressed, exported):
     from export.dense import write_dense
 
@@ -131,6 +133,7 @@ def test_a_file_with_more_than_the_model_is_never_certified(compressed, exported
         compressed.certify_file(fuller)
 
 
+@pytest.mark.slow
 def test_a_missed_limit_of_the_file_is_never_certified(compressed, exported):
     from export.dense import write_dense
 

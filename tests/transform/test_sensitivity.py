@@ -307,6 +307,7 @@ def test_metrics_of_ones_own():
             assert own.metric_before == pytest.approx(1 - row.metric_before)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [

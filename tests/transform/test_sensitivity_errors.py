@@ -13,6 +13,7 @@ import transform
 from energy_model.errors import ArgumentError, HardwareError, PreconditionError, TraceError
 
 
+@pytest.mark.spread(10)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

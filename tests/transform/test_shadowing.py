@@ -18,6 +18,7 @@ def python(folder, code):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("room", ["export", "bench", "passes", "energy_model"])
 def test_a_package_of_the_users_own_is_named(tmp_path, room):
     own = tmp_path / room
@@ -42,6 +43,7 @@ def test_a_module_named_transform_is_named_by_whatever_is_imported(tmp_path):
         assert str(own) in done.stderr
 
 
+@pytest.mark.spread(1)
 @pytest.mark.skipif(not CONSOLE.exists(), reason="the console script is not installed")
 @pytest.mark.parametrize("own", ["transform.py", "export/__init__.py", "bench/__init__.py"])
 def test_the_command_says_so_too(tmp_path, own):

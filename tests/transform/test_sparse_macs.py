@@ -133,6 +133,7 @@ def test_the_count_is_that_of_the_products_of_a_forward(density):
     assert reached_value("sparse_macs", subject).kind == "exact"
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     groups=st.integers(1, 3),
@@ -175,6 +176,7 @@ def test_a_repeated_weight_counts_in_every_copy():
 LAYERWISE = transform.Magnitude(scope="layer")
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("method", "share"), [("energy", 0.15), ("energy", 0.6), ("magnitude", 0.3), (LAYERWISE, 0.3)]
 )
@@ -200,6 +202,7 @@ def exported(tmp_path_factory):
     return result, result.export(tmp_path_factory.mktemp("sparse") / "net.onnx").certificate
 
 
+@pytest.mark.slow
 def test_the_file_holds_what_the_model_executes(exported, capsys):
     result, path = exported
     [claim] = json.loads(path.read_text())["limits"]
@@ -244,6 +247,7 @@ def test_weights_that_are_used_more_often_cost_more():
     assert result.certificate.rows[0].reached == 2 * 26 + 24 == (2 * 64 + 24) // 2
 
 
+@pytest.mark.slow
 def test_training_ends_within_the_budget():
     model, _ = made(SmallConv)
     generator = torch.Generator().manual_seed(1)
@@ -256,6 +260,7 @@ def test_training_ends_within_the_budget():
     assert row.reached > 0.19 * row.base
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("method", ["l2", ["l2", "magnitude"], ["magnitude", "quantize"]])
 def test_channels_and_chains_serve_it(method):
     model, example = thinned(made(SmallConv)[0], 0.8), made(SmallConv)[1]
@@ -294,6 +299,7 @@ def computed_first():
     return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4))
 
 
+@pytest.mark.slow
 def test_computed_weights_count_and_cannot_go(tmp_path):
     model, example = seeded(computed_first), torch.zeros(2, 8)
     result = transform.compress(model, "sparse_macs<=80%", example_inputs=example)
@@ -321,6 +327,7 @@ def test_the_least_of_an_infeasible_budget_names_the_layer_with_most_products():
     assert transform.compress(model, least, example_inputs=example).certificate.holds
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_it(tmp_path: Path):
     out = tmp_path / "out"
     command = ["compress", "bench.zoo:lenet5", "--input", "1,1,32,32", "--out", str(out)]

@@ -57,6 +57,7 @@ def outputs(result, example_of):
         return model(*example) if isinstance(example, tuple) else model(example)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("model_class", INPUTS)
 def test_everything_comes_back_with_the_users_class(saved, model_class):
     result, folder = saved(model_class)
@@ -75,6 +76,7 @@ def test_everything_comes_back_with_the_users_class(saved, model_class):
     assert loaded.certificate.source.sha256 == state_digest(loaded.model)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("model_class", [c for c in INPUTS if c not in NEEDS_CLASS])
 def test_the_graph_alone_computes_the_same(saved, model_class):
     result, folder = saved(model_class)
@@ -98,6 +100,7 @@ def test_a_loaded_result_exports_the_same_file(saved, tmp_path):
     assert first.certificate.read_bytes() == second.certificate.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_loaded_graph_exports_with_its_certificate(saved, tmp_path):
     from bench.check_certificate import check
 
@@ -184,6 +187,7 @@ def test_the_folder_holds_no_data_no_pickle_and_no_code(tmp_path):
     assert (description["format"], description["version"]) == ("transform-compressed", 1)
 
 
+@pytest.mark.slow
 def test_the_same_result_is_saved_as_the_same_bytes(tmp_path):
     model, example = made(SmallConv)
     result = transform.compress(model, "nonzeros<=40%", example_inputs=example)

@@ -173,6 +173,7 @@ def test_a_full_disk_leaves_nothing_behind(result, tmp_path, monkeypatch, call):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_full_temporary_disk_is_a_storage_error(result, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -210,6 +211,7 @@ def killed_at(number, action):
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_any_moment_leaves_a_whole_folder_or_none(result, tmp_path):
     found = []

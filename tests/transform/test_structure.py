@@ -85,6 +85,7 @@ def test_the_channel_multiple_of_the_hardware():
     assert {int(keep.sum()) for keep in state.values()} == {8, 16}
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("state", "match"),
     [

@@ -59,7 +59,8 @@ class Ising(MethodConfig):
         repair_temperature: Of the draw by which a state is repaired; 0 always takes the least
             important channels for what they save.
         local_flips: Swaps that `"de+ls"` adds to a generation at most.
-        score_share: Share of each batch that candidates are compared on; at least two samples.
+        score_share: Share of each batch that candidates are compared on; at least 16 samples, as
+            far as a batch has them.
         score_samples: Samples that candidates are compared on where the weights do not change.
         norms: What batch norms do for a candidate: `"batch"` uses the statistics of the samples, as
             the finished model has statistics of its own; `"running"` those of the whole network.
@@ -91,7 +92,7 @@ class Ising(MethodConfig):
     importance: Literal["l1", "l2", "taylor"] = "l2"
     repair_temperature: float = 0.5
     local_flips: int = 4
-    score_share: float = 0.5
+    score_share: float = 0.125
     score_samples: int = 128
     norms: Literal["running", "batch"] = "batch"
     backend: Literal["auto", "measured", "loop", "fold", "vmap", "compact"] = "auto"

@@ -13,13 +13,16 @@ from passes.methods.base import Run
 from passes.methods.ising.candidates import rows_of
 from passes.methods.ising.config import Ising
 
+# With fewer, statistics of batch norms and the order of candidates would be mostly chance.
+_LEAST_SCORED = 16
+
 
 def scored_rows(batch: Batch | None, share: float, *, classes: bool) -> Batch | None:
     """The first samples of a batch; the whole batch where these are all of one class.
 
     Args:
         batch: What was trained on last.
-        share: Of its samples; two at least are taken.
+        share: Of its samples; 16 at least are taken, as far as there are so many.
         classes: Candidates are compared by class.
 
     Returns:
@@ -28,7 +31,7 @@ def scored_rows(batch: Batch | None, share: float, *, classes: bool) -> Batch | 
     if batch is None:
         return None
     size = batch.call.batch_size or 1
-    count = min(size, max(2, math.ceil(share * size)))
+    count = min(size, max(_LEAST_SCORED, math.ceil(share * size)))
     for taken in (batch.rows(torch.arange(count)), batch):
         if not classes or not _one_class(taken.targets, taken.call.batch_size or 1):
             return taken

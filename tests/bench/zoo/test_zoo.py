@@ -91,6 +91,7 @@ def _accuracy(model, part):
     return hits / sum(len(y) for _, y in part)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_accuracy_of_the_demonstration(batches):
     torch.manual_seed(0)
     model = digits_cnn().eval()

@@ -69,6 +69,7 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_number_of_parameters_is_the_papers(name):
     at_10, features = PARAMETERS[name]
@@ -98,6 +99,7 @@ def test_there_is_no_wide_resnet_of_every_depth(depth, width):
         bench.zoo.wrn(depth, width)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", [name for name in CALLABLES if name not in LARGE])
 def test_every_model_traces_and_is_costed(name):
     torch.manual_seed(0)
@@ -160,6 +162,7 @@ def test_the_convolutions_of_a_wide_resnet_start_by_fan_out():
     assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "file"),

@@ -33,6 +33,7 @@ def test_the_identity_is_the_teacher_to_the_bit(name):
     assert torch.equal(outputs(student), outputs(family(name)))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gated_skips_change_nothing_until_they_are_trained(name):
     space = family_space(name)

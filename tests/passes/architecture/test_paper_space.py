@@ -41,6 +41,7 @@ COUNTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "nodes", "convs", "pairs", "groups", "params"), COUNTS)
 def test_counts(make, nodes, convs, pairs, groups, params):
     space = coarse(graph_of(make))

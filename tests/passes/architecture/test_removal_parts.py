@@ -65,6 +65,7 @@ def test_the_paper_doubles_what_an_empty_branch_leaves():
     torch.testing.assert_close(run(doubled.runnable, x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("name", "blocks", "units"),
     [
@@ -80,6 +81,7 @@ def test_how_many_parts_there_are(name, blocks, units):
     assert (kinds.count("block"), kinds.count("unit")) == (blocks, units)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_part_alone_is_removed_as_if_it_were_an_identity(name):
     space = family_space(name)

@@ -48,6 +48,7 @@ def check(space, genotype, *, anew=False):
     return student
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_students_are_what_their_genotypes_say(name):
     space = family_space(name)

@@ -29,6 +29,7 @@ def limits_of(space, **shares):
     return found
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_student_exceeds_a_limit(name):
     limits = limits_of(family_space(name), params=0.3, macs=0.5, energy=0.6)
@@ -47,6 +48,7 @@ def test_no_student_exceeds_a_limit(name):
     assert "is" in space.violations(Genotype())[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.02, 1), st.sampled_from(["params", "macs", "energy"]))
 def test_a_student_is_narrowed_as_little_as_needed(share, key):
@@ -103,6 +105,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     "hardware",

@@ -58,6 +58,7 @@ def test_twenty_students_of_every_family_are_exported(name, tmp_path):
         write(space.build(genotype), tmp_path, genotype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if n else ()) for n, name in enumerate(FAMILIES)],

@@ -34,6 +34,7 @@ def state_of(graph, student):
     return state
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_narrow_student_is_its_teacher_with_channels_set_to_zero(name):
     """Spec of the removal of channels: masked equals shrunk, with removals and skips there too."""
@@ -60,6 +61,7 @@ def test_full_widths_are_no_change(name):
     assert space.repair(whole) == Genotype()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_groups_of_students_are_the_components_that_were_foretold(name):
     """What is one group in a student is one component of what its genotype ties."""
@@ -176,6 +178,7 @@ def test_the_heaviest_units_stay_or_the_first():
     assert torch.equal(heavy.runnable.get_submodule("bn1").running_var, expected)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_widths_follow_the_hardware(name):
     space = space_of(name, hardware=HARDWARE.replace(channel_multiple=4))

@@ -85,6 +85,7 @@ def test_that_no_row_is_empty_makes_masks_cheaper(way: Way, tile: int) -> None:
     assert costs[0] < 0.95 * costs[1]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("density", [0.003, 0.01, 0.1, 0.5])
 def test_independent_masks_cost_their_entropy(density: float) -> None:
     layout = Layout(61, 209)
@@ -93,6 +94,7 @@ def test_independent_masks_cost_their_entropy(density: float) -> None:
     assert bits <= 1.02 * entropy(mask.size, int(mask.sum())) + 32
 
 
+@pytest.mark.slow
 def test_masks_with_empty_rows_and_columns_cost_less() -> None:
     generator = np.random.default_rng(6)
     mask = np.zeros((500, 800), np.bool_)
@@ -133,6 +135,7 @@ def cost(mask: Mask, layout: Layout, choice: Choice) -> int:
     return meter.units
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("empty", [0, 3])
 @pytest.mark.parametrize("density", [0.14, 0.6])
 def test_what_is_not_metered_costs_hardly_more(density: float, empty: int) -> None:
@@ -148,6 +151,7 @@ def test_what_is_not_metered_costs_hardly_more(density: float, empty: int) -> No
     assert chosen <= 1.003 * min(cost(mask, layout, choice) for choice in every)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("place", [0, 5000, 9999])
 def test_a_single_nonzero_is_cheap(place: int) -> None:
     mask = np.zeros((100, 100), np.bool_)

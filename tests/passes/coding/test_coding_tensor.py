@@ -85,6 +85,7 @@ def test_payloads_of_nan_come_back() -> None:
     size_in_bytes(patterns.view(np.float32).copy())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("array", "most"),
     [

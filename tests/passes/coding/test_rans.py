@@ -66,6 +66,7 @@ def decode_symbols(data: bytes, count: int) -> Symbols:
     return decode_streams(data, [count])[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=6))
 def test_bytes_come_back(streams: list[bytes]) -> None:
@@ -105,6 +106,7 @@ def test_a_slow_decoder_reads_many_lanes_and_many_streams() -> None:
     assert [s.tolist() for s in decode_streams(data, counts)] == [s.tolist() for s in streams]
 
 
+@pytest.mark.slow
 def test_together_streams_cost_less_than_apart() -> None:
     streams = [geometric(3000, seed=seed) for seed in range(20)]
     together = len(encode_streams(streams))
@@ -139,6 +141,7 @@ def test_frequencies_add_up_and_keep_every_symbol(counts: list[int], used: int) 
     assert ((table > 0) == (array > 0)).all()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("weights", [[1] * 256, [0.9] + [0.1 / 15] * 15, [0.5, 0.5], [0.99, 0.01]])
 def test_long_streams_cost_their_entropy(weights: list[float]) -> None:
     share = np.array(weights) / sum(weights)

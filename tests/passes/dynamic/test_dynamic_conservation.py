@@ -48,6 +48,7 @@ def give_back(total, weights, free, gone):
     return [a + b for a, b in zip(first, second, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_gradient", [False, True])
 def test_the_count_is_constant_over_200_events_of_random_drops_and_caps(by_gradient):
     generator, chance = torch.Generator().manual_seed(5), random.Random(5)

@@ -133,6 +133,7 @@ def test_nothing_is_dropped_without_noise_and_gradient():
         assert not bool(flipped(weight, sign, active).any())
 
 
+@pytest.mark.slow
 def test_a_walk_of_a_thousand_steps_keeps_count_and_signs():
     active, sign, weight = start()
     before, drops = sign.clone(), 0

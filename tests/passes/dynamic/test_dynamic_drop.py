@@ -122,6 +122,7 @@ def random_site(generator, cells=400, kinds=40):
     return magnitudes, torch.rand(cells, generator=generator) < 0.4
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("seed", range(10))
 def test_larger_cases_with_ties_agree_with_a_full_sort(seed):
     generator = torch.Generator().manual_seed(seed)

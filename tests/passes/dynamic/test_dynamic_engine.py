@@ -78,6 +78,7 @@ def active(engine):
 KINDS = ["sgd", "adamw", "foreach adam", "fused adam", "rmsprop"]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "sgd") for name in MOVING), *(("rigl", kind) for kind in KINDS[1:])]
 )

@@ -21,6 +21,7 @@ class Another(SignChanged):
     """A policy that the engine does not know, so that it takes the long way."""
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("density", [0.05, 0.6, 0.97])
 @pytest.mark.parametrize(
     "walk",

@@ -34,6 +34,7 @@ def test_at_random_chooses_exactly_as_many_free_cells(free, count, key):
     assert torch.equal(free, before)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("cells", "count"), [(80, 10), (40, 20), (12, 11)])
 def test_at_random_is_uniform(cells, count):
     free = torch.ones(cells + 4, dtype=torch.bool)

@@ -171,6 +171,7 @@ def test_rescaling_changes_the_next_weights():
     assert torch.equal(*bias)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("options", [*FORMS, {"leading": 2}])
 def test_baking_writes_the_same_weights_out(options):
     graph = tied(**options)

@@ -71,6 +71,7 @@ def test_a_step_of_no_length_drops_nothing(walk):
     assert same(masks(engine), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
 def test_the_count_of_every_layer_is_constant(walk):
     graph, engine = built(rule_of(walk))
@@ -227,6 +228,7 @@ def copied(graph, engine, optimizer, rule, **options):
     return again, other, resumed
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("every", "stop"), [(1, 23), (3, 24)])
 @pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
 def test_a_run_goes_on_bit_for_bit(walk, every, stop):
@@ -245,6 +247,7 @@ def test_a_run_goes_on_bit_for_bit(walk, every, stop):
     assert same(weights(parts[1]), weights(again[1]))
 
 
+@pytest.mark.slow
 def test_a_row_has_a_hundred_steps_or_what_is_left_of_an_epoch_or_of_the_walk():
     schedule = Schedule(every=1, step_zero=True, stop_share=0.7)
     graph, engine = built(rule_of(HOT, schedule=schedule), clock=Clock(2, 250))
@@ -281,6 +284,7 @@ def test_after_the_stop_nothing_walks_and_nothing_is_rewired():
         assert same(weights(engine), kept)
 
 
+@pytest.mark.slow
 def test_what_is_not_rewired_does_not_walk():
     graph, engine = built(rule_of(HOT), fixed=("2",))
     before, total = weights(engine)["2"], 0

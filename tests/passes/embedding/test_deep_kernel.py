@@ -30,6 +30,7 @@ def kernel_of(fixed=None, seed=0, features=4):
     return DeepKernel(GaussianProcess(4, fixed=fixed), encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [None, FixedKernel(alpha=0.5)])
 def test_the_gradient_of_the_loss_is_that_of_finite_differences(fixed):
     batch, targets = sequences(4, features=2)

@@ -61,6 +61,7 @@ def first_history(catalogue, count=12, seed=0):
     return History(evaluated(genotypes))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_batch_is_new_distinct_and_within_the_budget(make):
     catalogue = limited()
@@ -111,12 +112,14 @@ def test_an_exhausted_space_offers_what_it_has(make):
     assert rest == []
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("make", MAKERS)
 def test_nothing_within_the_budget_is_nothing_proposed(make):
     catalogue = Catalogue(SPACE, toy_gain, lambda costs: False)
     assert make(catalogue).propose(first_history(free()), 2, random.Random(0)) == []
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_resumed_run_proposes_the_same(make):
     straight = make(free())
@@ -132,6 +135,7 @@ def test_a_resumed_run_proposes_the_same(make):
         assert resumed.propose(then, 3, candidate_random(7, step)) == batch
 
 
+@pytest.mark.slow
 def test_a_search_that_lost_its_state_goes_elsewhere():
     straight, forgetful = embedding_of(free()), embedding_of(free())
     history = first_history(free())

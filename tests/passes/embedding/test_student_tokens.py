@@ -26,6 +26,7 @@ def agree(name, count, seed):
         assert np.array_equal(told, tokenizer(built)), genotype
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_tokens_are_those_of_the_network_that_is_built(name):
     agree(name, 4, seed=0)
@@ -37,6 +38,7 @@ def test_tokens_of_two_hundred_students_are_those_of_the_networks(name):
     agree(name, 200, seed=1)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_neighbours_are_told_apart(name):
     space = family_space(name)

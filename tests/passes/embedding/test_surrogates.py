@@ -38,6 +38,7 @@ def surrogates(kernels=2, **ensemble):
     return [EmbeddingSurrogate(shared, QUICK, hidden=6), FeatureSurrogate(shared)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_it_predicts_what_it_has_not_seen(number):
     surrogate = surrogates()[number]
@@ -52,6 +53,7 @@ def test_it_predicts_what_it_has_not_seen(number):
         assert (std > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_kernels_disagree(number):
     surrogate = surrogates()[number]
@@ -123,6 +125,7 @@ def weight_of(surrogate):
     return surrogate.state_dict()["0.encoder.lstm.weight_ih_l0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_resumed_surrogate_predicts_the_same_bits(number):
     straight, resumed = surrogates()[number], surrogates()[number]

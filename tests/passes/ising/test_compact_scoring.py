@@ -32,6 +32,7 @@ def loaded(gates, bits, *, fold_norms=False):
     return shell
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", IMAGE_NETS)
 def test_every_structure_is_cut_as_it_is_gated(name):
     gates, _, call = gated(built(name), image(3))

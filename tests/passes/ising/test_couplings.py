@@ -133,6 +133,7 @@ def test_a_running_mean_of_other_groups_is_refused(case):
         ema(plain, plain, keep=1.5)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

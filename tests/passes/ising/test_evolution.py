@@ -256,6 +256,7 @@ def reached(seeds, noise):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 1 / 12])
 @pytest.mark.parametrize(
     ("seeds", "least"), [(range(7, 17), 9), pytest.param(range(50), 45, marks=pytest.mark.slow)]
@@ -264,6 +265,7 @@ def test_the_optimum_of_12_nodes_is_found(noise, seeds, least):
     assert reached(seeds, noise) >= least
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_energy_never_rises_and_descent_makes_it_no_worse(seed):
     energy, changes = quadratic(seed, 60)

@@ -30,6 +30,7 @@ def by_differences(gates, row, call, node, step=1e-5):
     return (values[0] - values[1]) / (2 * step)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", [*STRUCTURES, "Multihead"])
 def test_gradients_are_those_of_finite_differences(name):
     gates, _, call = gated(built(name), image(4))

@@ -62,6 +62,7 @@ def authors_nodes(model):
     return sum(filters.values()) + shortcuts + inputs + outputs
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", NODES)
 def test_their_states_are_larger(name):
     with torch.device("meta"):
@@ -74,6 +75,7 @@ def macs(graph):
     return cost_table(graph, HARDWARE).total.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_generation_and_a_cut(name):
     model = randomize(build(name))

@@ -116,6 +116,7 @@ def test_only_children_that_are_accepted_hand_on_their_genes(repair):
     assert not torch.equal(evolution.ratios[taken], before[taken])
 
 
+@pytest.mark.slow
 def test_it_finds_the_shares_that_an_energy_wants(repair):
     wanted = torch.tensor([6, 7, 5, 3])
 

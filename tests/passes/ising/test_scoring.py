@@ -34,6 +34,7 @@ def shrunk_outputs(graph, groups, call, state, norms):
         return call.fresh()(model)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_all_agree_with_a_really_shrunk_model(name):
     gates, _, call = gated(built(name), image(4))
@@ -48,6 +49,7 @@ def test_all_agree_with_a_really_shrunk_model(name):
             assert relative_error(found, expected) < 1e-12
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_all_agree_in_single_precision(name):
     gates, _, call = gated(built(name), image(4), dtype=torch.float32)
@@ -90,6 +92,7 @@ def test_nothing_of_the_model_changes(training):
             assert gates.context.rows is None
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", ["loop", "fold", "vmap", "compact"])
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_model_that_writes_draws_and_raises_is_as_it_was(name, fails):

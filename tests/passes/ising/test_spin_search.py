@@ -55,6 +55,7 @@ def downhill(energy, states, least):
     return deltas.min(1).values < -1e-9
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**16))
@@ -77,6 +78,7 @@ def test_the_check_of_local_optima_can_fail():
     assert downhill(energy, start, NONE_LEFT).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [short_tabu, short_anneal])
 def test_small_instances_are_solved(solver):
     solved = 0

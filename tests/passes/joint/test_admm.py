@@ -159,6 +159,7 @@ class Quadratic:
         return weights, residuals
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_convex_problem_comes_to_agree_and_beats_one_shot(seed):
     problem = Quadratic(seed)

@@ -126,6 +126,7 @@ def realistic(seed, layers=60):
     return torch.from_numpy(costs), torch.from_numpy(counts)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("width", [2.1, 3.3, 6.0])
 def test_sixty_layers_are_exact(seed, width):

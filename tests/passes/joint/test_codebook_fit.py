@@ -71,6 +71,7 @@ def test_uniform_scale_beats_a_dense_search(values, bits, reserved_zero):
     assert found.sse <= best * (1 + 1e-6) + 1e-12
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("kind", "reserved_zero"), SETTINGS)
 @settings(max_examples=40, deadline=None)
 @given(values=VALUES, bits=st.integers(2, 8))
@@ -208,6 +209,7 @@ def test_inputs_are_not_edited():
     assert torch.equal(values, before)
 
 
+@pytest.mark.slow
 def test_many_values_come_close_to_the_exact_optimum(monkeypatch):
     values = normals(15_000, seed=3) * (1 + normals(15_000, seed=4).abs())
     exact = codebook_costs(values)

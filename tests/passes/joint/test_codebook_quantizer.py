@@ -92,6 +92,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_evaluation_sees_the_levels_and_baking_writes_them(options):
     graph, books = attached(**options)
@@ -189,6 +190,7 @@ def test_a_part_that_is_no_target_stays_as_it_is():
     assert all(len(torch.unique(graph.weight(s))) <= 3 for s in parts[:-1])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_state_brings_other_bits_along(options):
     graph, books = attached(**options)

@@ -20,6 +20,7 @@ def codebooks(draw):
     return Codebook(torch.tensor(levels), 3, reserved_zero=reserved)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     codebook=codebooks(),

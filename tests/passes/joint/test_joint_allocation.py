@@ -140,6 +140,7 @@ def test_lenet5_is_far_better_than_the_published_alternation():
     assert found.error < 0.9 * theirs
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", ["free", "uniform"])
 @pytest.mark.parametrize("honest", [False, True])
 @pytest.mark.parametrize("budget", [0, 1, 90, 1500, 40_000])

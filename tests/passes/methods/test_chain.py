@@ -100,6 +100,7 @@ def test_a_list_of_one_is_that_method() -> None:
     assert result.method == "magnitude"
 
 
+@pytest.mark.slow
 def test_training_keeps_masks_and_grids() -> None:
     data = [
         (x, torch.randint(10, (8,), generator=torch.Generator().manual_seed(2))) for x in images()

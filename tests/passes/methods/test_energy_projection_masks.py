@@ -97,6 +97,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize(("start", "stop_early", "metrics", "expected"), ORDERS)
 def test_phases_alternate_until_they_stop_to_improve(start, stop_early, metrics, expected):
     method, _, _ = started(start=start, stop_early=stop_early)
@@ -131,6 +132,7 @@ def test_the_phase_of_the_masks_is_trained_as_the_paper_does():
     assert {id(t) for t in phase.tensors} == {id(buffers[f"input_masks.{n}"]) for n in ("0", "2")}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("start", ["weights", "masks"])
 @pytest.mark.parametrize("mask_cost", ["energy", "count"])
 @pytest.mark.parametrize("mask_score", ["gradient", "value"])
@@ -241,6 +243,7 @@ def test_masks_are_clamped_after_every_step_and_weights_are_not():
     assert (graph.module[0].weight == 1.5).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_method_continues_alike_in_every_phase():
     for number in range(4):
         method, run, graph = started(start="masks", interval=3)

@@ -35,6 +35,7 @@ from passes.graph import LayerRule
 from passes.methods.input_masking import InputMasking, least_saved
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.5, 0.01, 0.0])
 def test_a_projection_keeps_at_most_its_share(share, weighted):
@@ -82,6 +83,7 @@ def test_clamping():
     assert masking.tensors[0].view(-1)[:4].tolist() == [0, 1, 0.25, 1]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_settled_masks_are_zero_or_one_within_their_share_and_counted(seed, weighted):
@@ -169,6 +171,7 @@ def test_settling_never_raises_the_energy(seed, share):
     assert masking.energy() <= energy
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.55, 0.0])
 @pytest.mark.parametrize("seed", range(3))
@@ -200,6 +203,7 @@ def test_only_what_can_be_masked_is_saved():
         least_saved(graph, EYERISS, 0.0, weighted=True)
 
 
+@pytest.mark.slow
 def test_lenet_saves_the_prices_of_its_two_convolutions():
     graph = traced(lenet(), torch.zeros(1, 1, 32, 32, dtype=torch.float64))
     saved = least_saved(graph, EYERISS, 0.0, weighted=True)

@@ -99,6 +99,7 @@ def test_statistics_of_batch_norms_are_estimated_anew():
     assert torch.allclose(own[1].running_var, result.model[1].running_var, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_search_beats_importance_on_the_energy_that_it_lowers():
     x, y = (torch.cat(parts) for parts in zip(*conv_data(), strict=True))
 

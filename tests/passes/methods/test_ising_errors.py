@@ -37,6 +37,7 @@ class Broken(nn.Module):
         return self.net(x) * self.when
 
 
+@pytest.mark.slow
 def test_samples_of_one_class_before_training():
     with pytest.raises(PreconditionError, match="of class 2"):
         compressed(data=ONE_CLASS)
@@ -67,6 +68,7 @@ def test_no_labels_and_no_data():
             )  # fmt: skip
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "options",
     [{}, {"search": "de+ls"}, {"energy": "distill"}, {"energy": "combined", "search": "ratio-de"}],
@@ -112,6 +114,7 @@ def test_candidates_with_nan_only_lose():
     assert told["generation"] == 6
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
@@ -139,6 +142,7 @@ def test_all_layers_left_alone():
     assert error.value.tightest > error.value.asked
 
 
+@pytest.mark.slow
 def test_frozen_models_are_searched_and_not_trained():
     model = conv_net().requires_grad_(False)
     for search in ({}, {"search": "de+ls", "energy": "combined"}):
@@ -154,6 +158,7 @@ def test_what_no_search_can_meet_is_refused():
         compressed(budget="archive<=50%")
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("energy", "error", "words"),
     [

@@ -36,6 +36,7 @@ def planned(share, factor=1.0, least=0.0, config=SEARCH):
     return graph, method, plan, run, clock
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("factor", [1.0, 1.5, 0.6])
 def test_the_state_is_the_largest_whose_file_is_measured_to_be_fast_enough(factor):
     graph, method, plan, run, clock = planned(0.5, factor)

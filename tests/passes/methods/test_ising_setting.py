@@ -142,11 +142,14 @@ def test_a_result_that_is_compressed_further_is_not_cut_too_far():
 @pytest.mark.parametrize(
     ("labels", "share", "taken"),
     [
-        ([0, 1, 2, 3], 0.25, 2),
-        ([0, 0, 2, 3], 0.25, 4),  # the first ones are alike
-        ([0, 0, 2, 3], 0.75, 3),
+        ([0, 1, 2, 3] * 16, 0.5, 32),
+        ([0] * 32 + [2] * 32, 0.5, 64),  # the first ones are alike
+        ([0] * 32 + [2] * 32, 0.75, 48),
+        ([0, 1] * 32, 0.51, 33),  # rounded up
+        ([0, 1] * 32, 0.01, 16),  # so many at least
+        ([0] * 16 + [1] * 48, 0.01, 64),
+        ([0, 1], 0.01, 2),  # there are no more
         ([1, 1, 1, 1], 0.5, None),
-        ([0, 1], 0.01, 2),
         ([3], 1.0, None),
     ],
 )
@@ -163,10 +166,10 @@ def test_the_first_samples_that_hold_two_classes(labels, share, taken):
 
 
 def test_targets_that_are_no_classes_are_no_reason_to_skip():
-    x = torch.zeros(4, 1)
-    for targets in (torch.zeros(4), torch.zeros(4, 3, dtype=torch.int64), ["a"] * 4, None):
+    x = torch.zeros(40, 1)
+    for targets in (torch.zeros(40), torch.zeros(40, 3, dtype=torch.int64), ["a"] * 40, None):
         batch = Batch(as_call(nn.Linear(1, 1), x), targets)
-        assert scored_rows(batch, 0.5, classes=True).call.batch_size == 2
+        assert scored_rows(batch, 0.5, classes=True).call.batch_size == 20
     assert scored_rows(None, 0.5, classes=True) is None
 
 

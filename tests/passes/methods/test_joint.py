@@ -100,6 +100,7 @@ def test_more_bits_are_never_worse():
     assert errors[0] > errors[-1] > 0 or errors[-1] == 0
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("budget", [40, 120, 300])
 def test_both_together_are_never_worse_than_either_or_one_after_the_other(budget):
     found = {}
@@ -164,6 +165,7 @@ def test_what_cannot_be_quantized_as_far_is_refused(levels):
     assert set(bits_of(graph).values()) == {least}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_plan_is_pure_and_can_be_written(mode):
     graph = small_graph()
@@ -310,6 +312,7 @@ def test_the_order_of_layers_does_not_matter():
     assert same(found[0], found[2])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("levels", ["free", "uniform"])
 @pytest.mark.parametrize(

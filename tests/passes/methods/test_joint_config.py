@@ -87,6 +87,7 @@ def test_bounds_move_the_defaults():
     assert Joint().widths == range(1, 9)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "config",
     [

@@ -128,6 +128,7 @@ def test_bits_by_price_are_the_cheapest_of_every_layer() -> None:
     assert len(set(chosen)) > 1
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("share", [54, 60, 70])
 def test_bits_by_knapsack_are_the_optimum(share: int) -> None:
     graph = traced_net()
@@ -186,6 +187,7 @@ def test_options_of_no_weights_and_of_weights_in_their_own_type() -> None:
     assert whole.error.tolist() == pytest.approx([14, 5, 1, 0])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [75, 84])
 def test_small_models_get_the_optimum(seed: int, share: int) -> None:
@@ -199,6 +201,7 @@ def test_small_models_get_the_optimum(seed: int, share: int) -> None:
     assert found.error == pytest.approx(exact, rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [50, 56])
 def test_no_uniform_width_and_not_the_bits_before_are_better(share: int) -> None:
     graph = traced_net()
@@ -305,6 +308,7 @@ def test_limits_that_do_not_go_together_are_refused() -> None:
     assert require_hardware(EYERISS) is EYERISS
 
 
+@pytest.mark.slow
 def test_the_rate_does_not_change_what_it_reads() -> None:
     graph = traced_net()
     targets, limit, rate, layers = problem_of(graph, "energy<=52%")

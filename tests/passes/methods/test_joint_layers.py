@@ -47,6 +47,7 @@ class Odd(nn.Module):
         return F.linear(x.mean((2, 3)), self.w)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("levels", ["free", "uniform"])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -75,6 +76,7 @@ def test_everything_fits_and_the_outputs_stay():
     assert torch.equal(model(X), expected)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"mode": "quantize"}, {"levels": "uniform"}])
 def test_models_of_other_types(dtype, options):

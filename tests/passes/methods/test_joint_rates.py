@@ -94,6 +94,7 @@ def test_the_multiplier_is_forgotten_where_everything_fits():
         assert rate.multiplier == 0
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("multiplier", [1e-9, 1e-4, 1e-3, 1e-2, 1.0])
 def test_bits_by_price_are_the_cheapest_of_every_layer(multiplier):
     tensors = weights()
@@ -107,6 +108,7 @@ def test_bits_by_price_are_the_cheapest_of_every_layer(multiplier):
     assert priced_bits("free", [torch.zeros(3)], [4], [Layer(ALL)], multiplier) == [4]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("share", [1.0, 2.5, 4.2, 7.0, 20.0])
 def test_where_all_weights_fit_bits_use_the_whole_budget(share):
     tensors = weights()

@@ -52,6 +52,7 @@ def activations(graph, hardware):
     return sum(site.activation_energy(hardware) for site in graph.sites)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("hardware", [EYERISS, load_hardware(TINY)], ids=["eyeriss", "tiny"])
 @pytest.mark.parametrize(
     "dropped", [([], [0, 3], []), ([], [1], [2, 5, 7]), ([0], [2, 4, 5], [0]), ([], [], [])]

@@ -58,6 +58,7 @@ def test_a_channel_costs_its_outputs_and_one_more_read():
     assert channel_price(shapes[0], EYERISS, widths=widths) == seven - six
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_is_saved_is_at_least_what_was_foretold(weighted):
     graph = chain()

@@ -79,6 +79,7 @@ def assert_in_pattern(graph, pattern):
                 assert len(set(tiles.all(1).sum((1, 2)).tolist())) == 1
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("budget", ["nonzeros<=60%", "energy<=85%, weight_bits<=80%"])
@@ -94,6 +95,7 @@ def test_one_shot_meets_the_budget_in_the_pattern(name, pattern, budget):
     assert_in_pattern(graph, pattern)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("pattern", ["column_groups", "2:4", (1, 4)])
 def test_training_projects_into_the_pattern_and_lets_weights_regrow(name, pattern):
@@ -129,6 +131,7 @@ def test_blocks_of_one_weight_are_single_weights(pattern):
         assert torch.equal(alone.weight(site), blocks.weight(blocks.by_name[site.name]))
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("pattern", [(2, 1), "column_groups:2", (2, 2)])
 @pytest.mark.parametrize("share", [40, 45, 60, 80])
 def test_energy_projection_is_within_its_gap_of_every_choice_of_units(pattern, share):

@@ -94,6 +94,7 @@ def test_weights_that_are_not_finite_name_their_layer(bad):
     assert caught.value.where == "3"
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.3])
 @pytest.mark.parametrize("key", UNITS)
 def test_the_tightest_value_can_be_reached_and_less_cannot(key, density):

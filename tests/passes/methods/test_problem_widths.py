@@ -83,6 +83,7 @@ def test_whole_charges_are_taken_as_they_are():
     assert built.used() == (energy_of(graph, hardware),)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("widths", [MIXED, {"0": Widths(8, 8, 8), "1": Widths(4, 8, 8)}, {}])
 def test_against_every_choice(widths, seed):
@@ -111,6 +112,7 @@ def test_against_every_choice(widths, seed):
         assert best - chosen.gap - 1e-9 <= kept <= best + 1e-9
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("method", ["energy", "magnitude", "layer"])
 @pytest.mark.parametrize("share", [0.3, 0.45])
 def test_the_plan_reaches_what_is_recounted(method, share):

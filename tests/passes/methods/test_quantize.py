@@ -48,6 +48,7 @@ def state_of(graph):
     return {k: v.clone() for k, v in graph.runnable.state_dict().items()}
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("options", [{}, WEIGHTS, {"weights": "auto"}, {"block": 16}])
 @pytest.mark.parametrize("budget", ["weight_bits<=25%", "size<=60 kB", "energy<=90%"])
 def test_a_plan_is_pure_and_can_be_written(options, budget):
@@ -79,6 +80,7 @@ def test_rows_tell_the_width_of_every_layer():
     assert plan_of(graph_of(net())).rows[0].why == "8 bits per channel"
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("share", [26, 25, 24, 16, 15, 12, 7, 6.5])
 def test_auto_is_the_largest_width_that_fits(share):
     graph = graph_of(net())
@@ -97,6 +99,7 @@ def test_auto_meets_all_limits_together():
     assert set(plan.details["bits"].values()) == {8}
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("weights", [8, 4, "auto"])
 @pytest.mark.parametrize("budget", ["weight_bits<=10 bit", "size<=10 B", "energy<=10 MAC"])
 def test_the_tightest_value_of_the_error_is_reached(weights, budget):
@@ -124,6 +127,7 @@ def test_energy_is_that_of_the_table_at_the_final_widths():
     assert planned.reached["energy"] < wide.reached["energy"]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("options", [{}, WEIGHTS, {"activations": 6}, {"outputs": True}])
 def test_announced_widths_are_those_that_are_found_at_the_end(options):
     graph = graph_of(net())
@@ -143,6 +147,7 @@ def test_auto_announces_the_widest():
     assert set(announced.values()) == {Widths(8)}
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("block", [None, 16])
 def test_weights_alone_leave_a_plain_model_on_its_grids(bits, block):

@@ -88,6 +88,7 @@ def test_scales_follow_the_weights_until_the_last_steps():
     assert same({n: e.scale for n, e in training.graph.encodings.items()}, after[3])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("options", "moves"), [({"refit": False}, 0), ({"hold": 0.0}, 4), ({"hold": 1.0}, 0)]
 )
@@ -130,6 +131,7 @@ def test_training_lowers_the_loss_of_three_bits():
     assert loss() < before
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 @pytest.mark.parametrize("activations", [8, None])
 def test_a_resumed_run_is_the_same_bit_for_bit(stop, activations):

@@ -131,6 +131,7 @@ def test_all_may_fail(tmp_path):
     assert search.weights.known() == frozenset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("misleading", "later"), [(False, (9, 3, 1)), (True, (9, 9, 3))])
 def test_the_first_sixteen_are_trained_to_the_end(tmp_path, misleading, later):
     search = Search(tmp_path, Table(misleading=misleading), probes=16)
@@ -152,6 +153,7 @@ def test_only_weights_of_the_best_stay(tmp_path):
     assert all(search.weights.load(*r.key).epochs == 10 for r in best)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("moment", range(1, 7))
 def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path, moment):
     whole = Search(tmp_path / "whole", Table(failing={(4, 0), (107, 1)}))

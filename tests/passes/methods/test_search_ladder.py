@@ -53,6 +53,7 @@ def test_without_trust_all_go_on_that_did_not_fail():
     assert LADDER.promoted([0.1, None, 0.9, 0.5], trusted=False) == (0, 2, 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(scores)
 def test_none_that_stays_is_better_than_one_that_goes(values):
@@ -134,6 +135,7 @@ def test_few_probes_are_not_two():
     assert Ladder(probes=1).trusted(AGREEING[:3]) == (True, True)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))
 def test_rank_correlation_is_scipy_s(pairs):

@@ -256,6 +256,7 @@ def assert_a_prefix(rows):
     assert all((r.status, r.accuracy, r.reward) == ("done", 0.5, 0.25) for r in ended)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment(tmp_path):
     moments = random.Random(0)

@@ -58,6 +58,7 @@ def trained(budget="nonzeros<=20%", *, epochs=4, layers=None, out=None, data=DAT
     )
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_keeps_exactly_as_many_weights_as_are_allowed(rule, monkeypatch):
     engines = []
@@ -80,6 +81,7 @@ def test_every_rule_keeps_exactly_as_many_weights_as_are_allowed(rule, monkeypat
     assert result.certificate.holds
 
 
+@pytest.mark.slow
 def test_the_history_has_a_row_for_every_event():
     rows = [row for row in trained(rule="dsr_exact").history if "rewiring" in row]
     assert [row["rewiring"] for row in rows] == list(range(1, len(rows) + 1))
@@ -104,6 +106,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(rule, tmp_path):
     assert state_digest(again.model) == state_digest(whole.model)
 
 
+@pytest.mark.slow
 def test_outputs_keep_their_size_at_the_start():
     def weights(**options):
         return trained(epochs=1, rule="static", start="erk", **options).model
@@ -155,6 +158,7 @@ def test_bad_options_are_refused(options):
         SparseTraining(**options)
 
 
+@pytest.mark.slow
 def test_a_number_of_cells_is_shared_out_over_the_layers():
     rows = [r for r in trained(rule="set_uniform", cells=20).history if "rewiring" in r]
     assert rows

@@ -38,6 +38,7 @@ def one_shot(budget, **options):
     )
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["set_uniform", "dsr", "rigl", "dsr_plus", "gradual"])
 def test_energy_holds_after_every_event_and_is_used_up(rule, monkeypatch):
     seen = watched(monkeypatch)
@@ -64,6 +65,7 @@ def test_multiply_accumulates_of_nonzeros_counted_by_hand(monkeypatch):
     assert sum(n * MACS[name] for name, n in nonzeros(result.model).items()) <= most
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("budget", "binding"),
     [
@@ -95,6 +97,7 @@ def test_bits_of_weights_are_counted_for_active_ones_only(monkeypatch):
     assert seen.active() == [total // 2] * len(seen.events)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("key", "share", "options"),
     [
@@ -118,6 +121,7 @@ def test_what_is_impossible_names_the_least_that_is_possible(key, share, options
         one_shot(f"{key}<={error.tightest - 1}", **options)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["set_uniform", "rigl", "dsr_exact", "dsr_plus"])
 def test_rules_for_single_layers_hold_at_every_event(rule, monkeypatch):
     seen = watched(monkeypatch)
@@ -131,6 +135,7 @@ def test_rules_for_single_layers_hold_at_every_event(rule, monkeypatch):
     assert nonzeros(result.model)["0"] == 72
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["set_uniform", "rigl", "dsr_exact", "dsr_plus"])
 def test_every_layer_keeps_its_least_number(rule, monkeypatch):
     seen = watched(monkeypatch)
@@ -138,6 +143,7 @@ def test_every_layer_keeps_its_least_number(rule, monkeypatch):
     assert min(min(moment.counts) for moment in seen.events) >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["layers", "min_per_layer"])
 def test_floors_hold_under_a_threshold_too(option, monkeypatch):
     seen = watched(monkeypatch)
@@ -153,6 +159,7 @@ def share_of_expensive(seen):
     return counts[0] / sum(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "less"), [("energy<=70%", 0.95), ("sparse_macs<=40%", 0.8)])
 def test_weights_that_cost_more_become_fewer(budget, less, monkeypatch):
     shares = {}
@@ -185,6 +192,7 @@ def dense_run():
     return list(trained("nonzeros<=100%", rule="static", epochs=2).model.parameters())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", MOVING)
 def test_a_full_network_rewires_nothing(rule, dense_run, monkeypatch):
     seen = watched(monkeypatch)
@@ -196,6 +204,7 @@ def test_a_full_network_rewires_nothing(rule, dense_run, monkeypatch):
         assert torch.equal(mine, dense)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["set_uniform", "dsr_exact", "rigl", "dsr_plus"])
 def test_more_is_dropped_than_there_is_room_for(rule, monkeypatch):
     seen = watched(monkeypatch)
@@ -204,6 +213,7 @@ def test_more_is_dropped_than_there_is_room_for(rule, monkeypatch):
     assert seen.active() == [most] * len(seen.events)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["set_uniform", "rigl", "dsr_plus"])
 def test_nearly_full_under_a_limit_on_cost(rule, monkeypatch):
     seen = watched(monkeypatch)

@@ -47,6 +47,7 @@ def outputs_of(path, inputs):
     return session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
 
 
+@pytest.mark.slow
 def test_nonzeros_of_every_initialiser_are_those_of_the_report(floats, dense_file):
     reported = {row.name: row.nonzeros for row in floats.costs.after}
     found = {
@@ -99,6 +100,7 @@ def test_zeros_stay_zeros_as_integers(tmp_path, monkeypatch):
     assert result.certificate.holds
 
 
+@pytest.mark.slow
 def test_channels_that_died_are_removed(tmp_path):
     options = {"model": wide(), "data": BATCHES, "rule": "set_uniform", "epochs": 2}
     kept = trained("nonzeros<=3%", **options)

@@ -49,6 +49,7 @@ def block_of(name, granularity):
     return int(torch.tensor(shape[LEADING[granularity] :]).prod()) if len(shape) == 4 else 1
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["dsr_exact", "rigl"])
 @pytest.mark.parametrize("granularity", ["rows", "kernels", "filters"])
 def test_cells_are_whole_and_the_count_is_exact(granularity, rule, monkeypatch):
@@ -109,6 +110,7 @@ def test_cells_moved_one_for_one_would_lose_a_sixth(monkeypatch):
         assert sum(int(event.after[n].sum()) * b for n, b in blocks.items()) == before
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("granularity", ["weights", "rows", "kernels", "filters"])
 def test_output_units_of_every_cell(granularity, monkeypatch):
     seen = watched(monkeypatch)

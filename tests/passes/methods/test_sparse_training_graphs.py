@@ -197,6 +197,7 @@ def by_survivors(kept, lost, damping):
     return counts
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["rigl", "dsr_plus", "dsr_exact", "set_uniform"])
 @pytest.mark.parametrize("net", NETS)
 def test_the_traced_model_rewires_as_the_eager_one(net, rule, monkeypatch):
@@ -239,6 +240,7 @@ class Branches(nn.Module):
         return self.head(torch.relu(self.left(x) + self.right(x)))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("rule", "budget"),
     [

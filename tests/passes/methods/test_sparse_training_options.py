@@ -41,6 +41,7 @@ def test_sparsities_of_convolutions_and_linear_layers(monkeypatch):
     assert counts_of(seen.first[0])["5"] == 1  # no layer is without a weight
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("law", ["uniform", "er", "erk", "magnitude"])
 def test_laws_of_the_start(law, monkeypatch):
     seen = watched(monkeypatch)
@@ -68,6 +69,7 @@ def test_periods_by_epoch(monkeypatch):
     assert seen.steps == [2, 4, 6, 8, 10, 12, 15, 18, 21, 25, 30, 35]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -97,6 +99,7 @@ FALL = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("decay", FALL)
 def test_amounts_fall_until_the_stop(decay, monkeypatch):
     seen = watched(monkeypatch)
@@ -112,6 +115,7 @@ def test_shares_of_what_is_active(drop, monkeypatch):
     assert set(seen.moved()) == {round(0.25 * ACTIVE)}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", ["dsr_exact", "dsr_plus", "set_uniform", "set", "rigl"])
 def test_cells_are_those_of_all_layers_together(rule, monkeypatch):
     seen = watched(monkeypatch)
@@ -161,6 +165,7 @@ def check_drop(drop, moment, share):
                     assert value[lost].abs().max() <= value[side & ~lost].abs().min()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("allocate", ["survivors", "same_layer"])
 @pytest.mark.parametrize("drop", DROPS)
 def test_every_drop_with_every_allocation(drop, allocate, monkeypatch):
@@ -212,6 +217,7 @@ def lost_units(moment, name, outputs=8):
     return int((before.any(1) & ~(before & ~gone.reshape(outputs, -1)).any(1)).sum())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", [*MOVING, "dsr", "set"])
 def test_no_unit_loses_its_last_weight_to_a_drop(rule, monkeypatch):
     drop = {"drop": "proportional_threshold"} if rule == "dsr" else {}
@@ -226,6 +232,7 @@ def test_no_unit_loses_its_last_weight_to_a_drop(rule, monkeypatch):
             assert any(lost)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -281,6 +288,7 @@ def test_every_option_is_written_down():
     assert SparseTraining.from_dict(pruned.to_dict()) == pruned
 
 
+@pytest.mark.slow
 def test_two_runs_are_one(monkeypatch):
     runs = []
     for seed in (0, 0, 1):

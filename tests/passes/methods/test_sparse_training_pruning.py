@@ -19,6 +19,7 @@ LAWS = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("form", LAWS)
 @pytest.mark.parametrize("start", ["uniform", "erk"])
 def test_counts_follow_the_law_and_end_at_the_budget(form, start, monkeypatch):

@@ -197,6 +197,7 @@ class GrowOnTop:
         return at_random(site.mask, count, 0)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("parts", "error", "told"),
     [

@@ -133,6 +133,7 @@ def test_initial_values_are_rescaled_for_density(monkeypatch):
             assert not bool(found[~mask].any())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "train",
     [
@@ -180,6 +181,7 @@ def test_weights_that_are_none_name_their_layer():
         trained(model=Overflows(), data=ROW_BATCHES, rule="set", every=None, train=train)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("rule", MOVING)
 def test_weights_that_are_all_equal(rule, monkeypatch):
     seen = watched(monkeypatch)

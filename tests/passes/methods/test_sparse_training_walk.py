@@ -25,6 +25,7 @@ def rewired(result):
     return [row for row in result.history if "rewiring" in row]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
 @pytest.mark.parametrize("budget", ["nonzeros<=20%", "energy<=60%"])
 def test_every_layer_keeps_its_number_of_weights(walk, budget, monkeypatch):
@@ -122,6 +123,7 @@ def test_bad_options_are_refused(options, words):
         SparseTraining(**{"rule": "deepr"} | options)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("extra", [{"grow": "gradient"}, {"keep_units": True}, {"l1": 1e-3}])
 def test_it_goes_with_other_options(extra):
     result = trained("nonzeros<=50%", rule="deepr", every=1, walk=ORIGINAL, **extra)

@@ -78,6 +78,7 @@ def compressed(name, graph, limits):
     return plan
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_plan_is_pure_and_repeatable(name, budget):
@@ -91,6 +92,7 @@ def test_a_plan_is_pure_and_repeatable(name, budget):
     assert not any(parametrize.is_parametrized(m) for m in graph.module.modules())
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("model", GRAPHS)
 @pytest.mark.parametrize("budget", ["energy<=60%", "nonzeros<=30%", "energy<=60%, nonzeros<=30%"])
 @pytest.mark.parametrize("name", METHODS)
@@ -174,6 +176,7 @@ def test_rows_say_why():
     assert {row.why for row in plan.rows} == {"by the budget"}
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("key", ["energy", "nonzeros"])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_tightest_value_of_the_error_is_reached(name, key):
@@ -216,6 +219,7 @@ def test_only_the_weighted_projection_claims_a_gap():
     assert plan_of("layer", graph, limits).gap is None
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("budget", ["energy<=50%", "energy<=30%", "energy<=25%"])
 def test_at_equal_energy_the_weighted_projection_keeps_more(budget):
     kept = {}

@@ -63,6 +63,7 @@ def test_the_contract(name):
     check_method(name)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_budget_of_macs_is_met_by_smaller_layers(name):
     result = compressed(name)
@@ -76,6 +77,7 @@ def test_a_budget_of_macs_is_met_by_smaller_layers(name):
     assert any(decision.what == "channels removed" for decision in result.decisions)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("scope", "key"),
     [("global", key) for key in ("params", "energy", "nonzeros", "weight_bits")]
@@ -170,6 +172,7 @@ def test_trained_in_steps(name, optimizer):
     assert widths[0][1] == widths[1][0]
 
 
+@pytest.mark.slow
 def test_a_training_too_short_for_its_steps_still_meets_the_budget():
     result = compressed(transform.L2Channels(steps=40, until=1.0), "params<=40%", train=1)
     assert result.certificate.holds
@@ -303,6 +306,7 @@ def test_auto_removes_channels_where_nothing_else_helps():
     assert compressed("auto", "energy<=60%").method == "energy"
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", METHODS)
 def test_scoring_changes_no_bit(name):
     model = net().train()

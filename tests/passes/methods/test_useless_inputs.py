@@ -26,6 +26,7 @@ from energy_model.shapes import LayerShape
 from passes.rewrite.masked_channels import remove_masked_channels
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NETS)
 def test_masking_what_no_weight_reads_changes_no_bit(name, seed):
@@ -80,6 +81,7 @@ def test_masking_for_nothing_that_would_raise_the_energy_is_undone():
     assert masking.energy() == recounted(masking, x) == energy
 
 
+@pytest.mark.spread(9)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NETS)
 def test_silencing_changes_no_bit(name, seed):

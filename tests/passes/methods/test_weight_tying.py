@@ -64,6 +64,7 @@ def banks_of(result):
     return {n: m for n, m in result.model.named_modules() if isinstance(m, TiedWeight)}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("share", [6, 55])
 @pytest.mark.parametrize("dealing", ["balanced", "hashed"])
 def test_the_budget_is_reached_to_the_unit(share, dealing):
@@ -183,6 +184,7 @@ def test_in_one_shot_the_bank_is_nearest_and_in_training_it_is_drawn():
     assert state_digest(trained().model) != state_digest(trained(start="mean").model)
 
 
+@pytest.mark.slow
 def test_one_step_moves_the_bank_by_the_sum_of_virtual_gradients_or_by_their_mean(monkeypatch):
     """The step of plain SGD on every bank, against the gradient of the untied weight."""
     starts = {}
@@ -218,6 +220,7 @@ def test_one_step_moves_the_bank_by_the_sum_of_virtual_gradients_or_by_their_mea
         assert not torch.equal(moved[True][name], moved[False][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adadelta"])
 def test_training_stays_within_the_budget_and_learns(optimizer):
     result = trained(optimizer=optimizer, epochs=2, dealing="hashed")

@@ -61,6 +61,7 @@ SMALLEST = {
 }
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", VALUES, ids=lambda f: f.__name__)
 def test_same_weights_as_a_sort(values, dtype):
@@ -68,6 +69,7 @@ def test_same_weights_as_a_sort(values, dtype):
     assert_same_as_sort([values(n, generator).to(dtype) for n in SIZES])
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_weights_as_a_sort_of_denormals(dtype):
     generator = torch.Generator().manual_seed(7)
@@ -101,6 +103,7 @@ def test_same_weights_as_a_sort_by_magnitude(values):
     assert (result.counts, result.next_charges) == (expected.counts, expected.next_charges)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", VALUES, ids=lambda f: f.__name__)
 def test_same_weights_as_a_sort_with_two_limits_and_minimums(values, dtype):

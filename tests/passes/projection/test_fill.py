@@ -51,6 +51,7 @@ def test_published_table(capacity, value, counts):
     assert result.gap == pytest.approx(prefix.gap - added, abs=1e-12)
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_never_worse_and_within_its_gap(problem):
@@ -77,6 +78,7 @@ def test_two_limits_with_forced_weights(problem):
     assert result.gap <= prefix.gap
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks(limits=2))
 def test_nothing_that_fits_is_left(problem):
@@ -87,6 +89,7 @@ def test_nothing_that_fits_is_left(problem):
             assert any(c > r for c, r in zip(charges, result.residual, strict=True))
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_projecting_twice_changes_no_bit(problem):
@@ -97,6 +100,7 @@ def test_projecting_twice_changes_no_bit(problem):
         assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 @MANY
 @given(problem=knapsacks())
 def test_by_magnitude_it_claims_no_gap(problem):

@@ -48,6 +48,7 @@ def applied(masks, kept: KeptInputs):
     return [m.masked_fill(~k, 0.0) for m, k in zip(masks, kept.keep, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problem=problems())
 def test_within_the_gap_of_the_optimum_and_never_above_the_capacity(problem):
@@ -62,6 +63,7 @@ def test_within_the_gap_of_the_optimum_and_never_above_the_capacity(problem):
     assert kept.gap <= max(float(m.max()) ** 2 for m in masks)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(problem=problems(most=20))
 def test_what_is_kept(problem):

@@ -43,6 +43,7 @@ def test_histogram_counts_every_nonzero_in_the_bounds_of_its_bin(weight):
         assert least <= float(found.min()) <= float(found.max()) <= most
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(weight=tensors(), count=st.integers(-1, 45))
 def test_top_mask_is_that_of_a_stable_sort(weight, count):
@@ -52,6 +53,7 @@ def test_top_mask_is_that_of_a_stable_sort(weight, count):
     assert torch.equal(top_mask(weight, count, histogram(weight)), expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(weight=tensors(), start=st.integers(0, 45), length=st.integers(0, 45))
 def test_ranked_is_a_slice_of_a_stable_sort(weight, start, length):

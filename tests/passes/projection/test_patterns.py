@@ -192,6 +192,7 @@ def test_the_best_tiles_of_all(seed, height, width):
         assert kept_squares(weight, layout.mask(weight, count)) == pytest.approx(best)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("height", [1, 2, 4])
 def test_the_best_columns_of_all(seed, height):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ def best_share(problem, nonzeros):
     return found[-1]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problem=knapsacks(limits=2, largest=25, force=True))
 def test_is_the_largest_share_that_fits(problem):

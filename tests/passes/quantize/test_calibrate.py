@@ -93,6 +93,7 @@ def error(quantizer, values, low, high):
     return float((tried(values) - values).double().square().sum())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("signed", [False, True])
 def test_mse_finds_a_better_range_than_the_others(bits, signed):
@@ -179,6 +180,7 @@ def test_a_single_sample_goes_on_with_a_warning():
     ]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", ["minmax", "percentile", "mse"])
 @pytest.mark.parametrize("constant", [2.5, -1.5, 0.0])
 def test_constant_activations_have_the_range_of_the_constant_and_zero(kind, constant):

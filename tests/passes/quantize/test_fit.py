@@ -57,6 +57,7 @@ def swept_and_searched(values, bits):
     return fit._swept(values, weights, top), fit._searched(values, weights, top)
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("shape", ["normal", "heavy"])
 def test_long_rows_are_within_a_third_of_a_percent_of_the_optimum(bits, shape):

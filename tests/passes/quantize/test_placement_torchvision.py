@@ -43,6 +43,7 @@ def net(request):
     return request.param, graph, places(graph, chosen.layers)
 
 
+@pytest.mark.spread(1)
 def test_how_many(net):
     name, _, found = net
     shared = sum(p.shared for p in found)

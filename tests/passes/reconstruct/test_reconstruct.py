@@ -82,6 +82,7 @@ def test_levels_stay_on_their_grids_and_come_nearer(bits):
         assert not bool(graph.weight(site)[zeros[site.name]].any())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_with_fewer_channels_comes_nearer(seed):
     original = residual()
@@ -95,6 +96,7 @@ def test_a_model_with_fewer_channels_comes_nearer(seed):
     assert distance(graph.runnable, original, GIVEN) < before
 
 
+@pytest.mark.slow
 def test_a_layer_is_what_least_squares_finds_on_all_rows():
     original = filled(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     model = masked(original)
@@ -199,6 +201,7 @@ def test_each_part_can_be_left_out():
         assert all(any(part in name for part in changed) for name in names)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("damping", [0.0, 16.0])
 @pytest.mark.parametrize("bits", [None, 3])
 def test_one_sample_does_not_explode(damping, bits):

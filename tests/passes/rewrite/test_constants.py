@@ -83,6 +83,7 @@ def channelwise_layers():
             yield pytest.param(n, layer, id=f"{n}-{kind.__name__}")
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize(("n", "layer"), channelwise_layers())
 def test_channelwise_layers(n, layer):
     shape = (4, *SIZES[n])
@@ -116,6 +117,7 @@ def channelwise_functions():
             yield pytest.param(n, function, given, id=f"{n}-{name}-{number}")
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(("n", "function", "arguments"), channelwise_functions())
 def test_channelwise_functions(n, function, arguments):
     shape = (4, *SIZES[n])
@@ -140,6 +142,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(7)
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(name):
     found = known(Partly(lambda x: getattr(x, name)(*METHODS[name])))
@@ -157,6 +160,7 @@ CREATED = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", [*LIKE, *CREATED])
 def test_what_takes_the_shape_alone(name):
     make = CREATED.get(name, lambda x: getattr(x * 2, name)(x))
@@ -194,6 +198,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(7)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operations(name):
     found = known(Partly(copy.deepcopy(OTHERS[name])))

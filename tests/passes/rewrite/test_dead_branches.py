@@ -91,6 +91,7 @@ ADDITIONS = {
 }
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", ADDITIONS)
 def test_zeros_are_not_added(name):
     graph, decisions = removed(dead(Residual(ADDITIONS[name])))
@@ -340,6 +341,7 @@ class AddedInPlace(Residual):
         return self.head(y) + self.head(old)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [InPlace, ThroughView, LaterChange, ChangedInput])
 def test_what_is_changed_in_place_and_read_elsewhere_stays(kind, monkeypatch):
     assert removed(dead(kind()))[1] == []

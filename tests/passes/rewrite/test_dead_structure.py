@@ -125,6 +125,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("between", BETWEEN)
 def test_constants_go_into_the_bias(between, reader):
@@ -242,6 +243,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", CASES)
 def test_dead_in_one_way(name):
     kind, rows, columns, expected = CASES[name]
@@ -343,6 +345,7 @@ NETS = (
 )
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", NETS.split())
 def test_any_zeros_in_any_net(name):
     lost = 0

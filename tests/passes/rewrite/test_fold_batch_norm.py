@@ -205,6 +205,7 @@ KEPT = {
 }
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("name", FOLDED)
 def test_folding_keeps_the_function(name):
     model, inputs, paths = FOLDED[name]
@@ -218,6 +219,7 @@ def test_folding_keeps_the_function(name):
     assert torch.allclose(module(again), model(again), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("name", KEPT)
 def test_what_cannot_be_folded_is_left_alone(name):
     model, inputs = KEPT[name]
@@ -266,6 +268,7 @@ def on_grid(layer, axis, bits=5):
 CODED = [name for name in FOLDED if name not in ("residual", "one norm after two layers")]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", CODED)
 def test_folding_keeps_levels_legal(name):
     model, inputs, paths = FOLDED[name]

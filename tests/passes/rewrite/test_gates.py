@@ -86,6 +86,7 @@ NETS = (
 )  # fmt: skip
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("build", NETS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_gated_model_is_one_without_the_weights_that_read(build, seed):

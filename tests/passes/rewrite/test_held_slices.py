@@ -64,6 +64,7 @@ def train(graph, optimizer, held, steps):
             held.restore()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("holds", [True, False])
 def test_dropped_slices_stay_bit_for_bit_only_while_they_are_held(name, holds):

@@ -87,6 +87,7 @@ def test_without_the_update_the_masks_cost_nothing_less():
     assert graph.by_name["features.0"].uses[0].inputs is None
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", NETS)
 def test_masks_of_ones_change_no_bit(name):
     model, x = net(name)
@@ -103,6 +104,7 @@ def test_masks_of_ones_change_no_bit(name):
     assert all(use.inputs is None for site in graph.sites for use in site.uses)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", NETS)
 def test_each_mask_is_found_again_where_it_is(name):
     model, x = net(name)
@@ -314,6 +316,7 @@ def torchvision_mobilenet():
     return mobilenet_v2(num_classes=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "layers"), [(resnet20, 19), (torchvision_mobilenet, 52)], ids=["resnet20", "mobilenet"]
 )

@@ -71,6 +71,7 @@ def test_frozen_channels_always_stay():
     assert gate.keep[8:].all()
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_set_and_detached_and_cut_are_the_same(kind):
     graph, groups, gates = gated(kind)
@@ -111,6 +112,7 @@ def losses(model, optimizer, steps):
     return found
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_optimizer_goes_on_from_gated_to_cut(kind):
     """The cut model trains as the gated one would have; momentum of what is left goes on."""
@@ -127,6 +129,7 @@ def test_an_optimizer_goes_on_from_gated_to_cut(kind):
     assert len(set(found)) == 3
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_touches_dropped_nodes_gets_no_gradient(kind):
     graph, groups, gates = gated(kind)

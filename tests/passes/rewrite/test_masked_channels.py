@@ -34,6 +34,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("holes", [(), ("second",)], ids=["channels", "and holes"])
 def test_the_function_stays_and_both_layers_are_smaller(between, holes):

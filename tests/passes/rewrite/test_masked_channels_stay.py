@@ -192,6 +192,7 @@ STAYS = {
 }
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", STAYS)
 def test_channels_that_others_need_stay(name):
     build, layer, why, shape = STAYS[name]

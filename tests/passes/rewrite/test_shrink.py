@@ -40,6 +40,7 @@ def built(name, seed=0):
     return randomize(getattr(nets, name)())
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", [name for name in IMAGE_NETS if name != "Constant"])
 def test_gated_and_shrunk_agree_in_single_precision(name):
     model, x = built(name).float(), image().float()
@@ -52,6 +53,7 @@ def test_gated_and_shrunk_agree_in_single_precision(name):
         assert relative_error(outputs(small.runnable, [x]), expected) < 1e-4
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", IMAGE_NETS)
 def test_every_layer_is_as_if_it_had_been_built_so(name):
     """Storage rebuilds layers from the numbers that they tell, and compares all that they hold."""
@@ -63,6 +65,7 @@ def test_every_layer_is_as_if_it_had_been_built_so(name):
     assert torch.equal(outputs(loaded, [image()]), outputs(small, [image()]))
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", IMAGE_NETS)
 def test_as_many_numbers_go_as_the_state_says(name):
     graph, groups = traced(built(name), image())
@@ -81,6 +84,7 @@ def test_as_many_numbers_go_as_the_state_says(name):
     assert numbers(graph.graph_module) - numbers(small.graph_module) == removed > 0
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", IMAGE_NETS)
 def test_groups_of_the_smaller_model_hold_what_was_kept(name):
     graph, groups = traced(built(name), image())
@@ -93,6 +97,7 @@ def test_groups_of_the_smaller_model_hold_what_was_kept(name):
     )
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", ["Residual", "Concat", "Shuffle", "Multihead", "Transposed"])
 def test_two_steps_are_one(name):
     graph, groups = traced(built(name), image())

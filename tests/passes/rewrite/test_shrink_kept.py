@@ -34,6 +34,7 @@ def check(original, small):
     assert cut > 0
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", NETS)
 def test_what_is_left_is_the_recorded_part_also_after_two_steps(name):
     torch.manual_seed(0)

@@ -84,6 +84,7 @@ def check_continues(model, make):
     return graph, optimizer
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("foreach", [True, False])
@@ -91,6 +92,7 @@ def test_it_goes_on_as_with_gates(name, decay, foreach):
     check_continues(Concat(), lambda p: OPTIMIZERS[name](p, weight_decay=decay, foreach=foreach))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("build", [Depthwise, Flat, Multihead, Tied, Transposed])
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
 def test_it_does_so_for_every_kind_of_layer(build, name):

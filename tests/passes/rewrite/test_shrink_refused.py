@@ -71,6 +71,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_what_was_changed_after_the_analysis_is_refused(change, message):
     def on_both(graph, groups):

@@ -99,6 +99,7 @@ def graph_of(name, **options):
     return graph, x
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", CASES)
 def test_the_function_stays_and_only_the_bank_is_left(name):
     graph, x = graph_of(name, sign_key=7)

@@ -177,6 +177,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(data=st.dictionaries(st.text(), JSON, max_size=4))
 def test_json_round_trip(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "round_trip.json"

@@ -65,6 +65,7 @@ REASONS = [
 ]
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(("function", "width", "reason"), REASONS)
 def test_reason(function, width, reason):
     why = frozen(function, width)

@@ -68,6 +68,7 @@ NETS = [
 ]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("build", "expected"), NETS, ids=lambda x: getattr(x, "__name__", ""))
 def test_net(build, expected):
     torch.manual_seed(0)

@@ -135,6 +135,7 @@ def test_normalized():
         normalized(scores, "sum")
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", ["l1", "l2", "taylor"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_ranking_of_torch_pruning(kind, seed):

@@ -44,6 +44,7 @@ def case(name, points=()):
     return graph, groups, model, costs
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", NETS)
 def test_widths_are_those_of_the_model_that_is_really_cut(name):
     graph, groups, model, costs = case(name)

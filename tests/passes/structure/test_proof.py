@@ -33,6 +33,7 @@ FOLLOWS = [lambda y: -1, lambda y: y.size(1) * 4, lambda y: y[0].numel(), lambda
 FIXED = [lambda y: 24, lambda y: y.size(1) + 18, lambda y: 6 * y.size(2) * y.size(3)]
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("size", FOLLOWS)
 def test_a_size_that_follows_the_width(size):
     graph, groups = traced(randomize(Sized(size)), image())
@@ -40,6 +41,7 @@ def test_a_size_that_follows_the_width(size):
     assert worst_error(graph, groups, (image(),)) < 1e-12
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("size", FIXED)
 def test_a_size_that_does_not(size):
     graph, groups = traced(randomize(Sized(size)), image())

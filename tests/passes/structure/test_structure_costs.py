@@ -91,6 +91,7 @@ def really(graph, groups, state, hardware=HARDWARE):
     }
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("seed", range(3))
 def test_as_the_model_that_is_cut(known, name, seed):

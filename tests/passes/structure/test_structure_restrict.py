@@ -18,6 +18,7 @@ def kept_weights(graph, groups, state, site):
     return small.by_name[site].size
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
 def test_rules_for_single_layers_hold_at_the_minimum(net, density):

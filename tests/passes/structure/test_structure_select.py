@@ -118,6 +118,7 @@ def check(costs, groups, selection, limits, multiple):
         assert selection.kept[group.name] >= group.minimum
 
 
+@pytest.mark.slow
 @given(problem=problems(), per_cost=st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_a_selection_is_feasible_and_maximal(known, problem, per_cost):
@@ -205,6 +206,7 @@ def greedy(costs, groups, scores, limits, *, per_cost):
         gone.remove((name, unit))
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("per_cost", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_against_a_slow_greedy_search(known, name, per_cost):
@@ -231,6 +233,7 @@ def nearest(group, share, multiple):
     return min(counts, key=lambda n: (abs(n - share * group.units), -n))
 
 
+@pytest.mark.slow
 @given(problem=problems())
 @settings(max_examples=60, deadline=None)
 def test_per_layer_keeps_the_largest_common_share(known, problem):

@@ -39,6 +39,7 @@ def narrow(name):
     return graph, restricted(groups, graph)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", NETS)
 def test_as_the_model_that_is_cut(name):
     graph, groups = narrow(name)

@@ -264,6 +264,7 @@ LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.spread(9)
 @pytest.mark.parametrize("name", LAYERS)
 def test_products(name):
     model, inputs, expected = LAYERS[name]
@@ -274,6 +275,7 @@ def test_products(name):
     assert graph.leaves == ()
 
 
+@pytest.mark.spread(9)
 @pytest.mark.parametrize("name", LAYERS)
 def test_sizes_are_those_of_the_products(name):
     model, inputs, _ = LAYERS[name]

@@ -99,6 +99,7 @@ def test_a_node_that_fails_makes_its_owner_a_leaf():
     assert torch.equal(graph.graph_module(X), model(X))
 
 
+@pytest.mark.slow
 def test_the_whole_model_may_be_the_leaf():
     graph = traced(Branch(), X)
     assert graph.graph_module is None

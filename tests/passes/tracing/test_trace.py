@@ -78,6 +78,7 @@ def test_a_model_that_needs_its_batch_is_divided():
     }
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 1e30])
 def test_values_of_the_example_are_ignored(value):
     model = convnet()

@@ -46,6 +46,7 @@ def image(name, batch):
     return torch.randn(batch, 3, side(name), side(name), generator=generator)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY],

@@ -122,6 +122,7 @@ def global_flags():
     )
 
 
+@pytest.mark.spread(7)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
 def test_everything_is_as_it_was(name, mode):

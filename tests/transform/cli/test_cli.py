@@ -71,6 +71,7 @@ def test_version_and_help():
         assert name in printed
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_explains_its_options(name):
     printed = run(name, "--help")
@@ -84,6 +85,7 @@ def test_without_arguments_the_help_is_shown():
     assert "Usage: transform" in run().output.replace("root", "transform")
 
 
+@pytest.mark.slow
 def test_analyze_prints_the_table_of_python(saved):
     printed = run("analyze", *LENET)
     table = transform.analyze(load_lenet(), torch.zeros(1, 1, 32, 32))
@@ -147,6 +149,7 @@ def test_compress_with_data_a_method_and_its_options(tmp_path, monkeypatch):
     assert loaded.costs.after.total.nonzeros <= 4708
 
 
+@pytest.mark.slow
 def test_weights_are_used(tmp_path, saved):
     model = load_lenet()
     with torch.no_grad():
@@ -158,6 +161,7 @@ def test_weights_are_used(tmp_path, saved):
     assert after["classifier.4"].nonzeros == 0
 
 
+@pytest.mark.slow
 def test_export_writes_a_file_with_its_certificate(saved, tmp_path):
     folder, _ = saved
     result = run("export", folder, "--out", tmp_path / "a.onnx", "--form", "dense")
@@ -168,6 +172,7 @@ def test_export_writes_a_file_with_its_certificate(saved, tmp_path):
     assert str(tmp_path / "a.certificate.json") in result.stdout
 
 
+@pytest.mark.slow
 def test_bench_compares_and_plots(saved, tmp_path):
     file = saved[0] / "model.onnx"
     plot = tmp_path / "latency.svg"
@@ -197,6 +202,7 @@ def test_methods_lists_what_python_lists():
     assert "min_density=None" in printed
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -216,6 +222,7 @@ def test_requests_that_cannot_be_carried_out_exit_with_1(arguments, message):
     assert message in line
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -310,6 +317,7 @@ def test_a_user_model_of_the_current_directory_in_a_process(tmp_path):
     assert "loud" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interrupt_exits_with_130_and_no_traceback(tmp_path):
     (tmp_path / "slow.py").write_text(

@@ -28,6 +28,7 @@ def test_settings_make_a_configuration():
     assert configure("magnitude", ["scope=layer", "min_density=None"]) == Magnitude(scope="layer")
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", list(methods()))
 def test_every_default_can_be_written(name):
     config = methods()[name].config

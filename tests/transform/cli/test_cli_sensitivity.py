@@ -19,6 +19,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
 
 
+@pytest.mark.slow
 def test_the_table_and_the_files_are_those_of_python(tmp_path):
     out = tmp_path / "ranks"
     options = ["--sparsity", 0.5, "--sparsity", 0.9, "--batches", 2, "--layers", '{"0": false}']
@@ -46,6 +47,7 @@ def test_the_table_and_the_files_are_those_of_python(tmp_path):
     assert {path.name for path in out.iterdir()} == {"sensitivity.json", "sensitivity.png"}
 
 
+@pytest.mark.slow
 def test_without_validation_data_the_training_part_is_measured(tmp_path, monkeypatch):
     (tmp_path / "own_batches.py").write_text(
         "import torch\n"
@@ -60,6 +62,7 @@ def test_without_validation_data_the_training_part_is_measured(tmp_path, monkeyp
     assert (written["part"], written["samples"]) == ("train", 2)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

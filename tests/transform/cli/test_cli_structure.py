@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ def test_the_table_is_that_of_python():
     assert "frozen: meets channels that always stay in add in layer2.0" in result.stdout
 
 
+@pytest.mark.slow
 def test_json_and_proof():
     result = run(*RESNET, "--json", "--prove", 0)
     assert result.exit_code == 0, result.output

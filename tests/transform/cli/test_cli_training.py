@@ -229,6 +229,7 @@ def test_compare_runs_a_recipe_first(recipe, tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == names
 
 
+@pytest.mark.slow
 def test_a_dry_run_saves_no_model(recipe, tmp_path):
     result = run("run", recipe, "--dry-run", "--out", tmp_path / "dry")
     assert result.exit_code == 0, result.output
@@ -248,6 +249,7 @@ def test_what_cannot_be_reached_does_not_stop_the_others(tmp_path):
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

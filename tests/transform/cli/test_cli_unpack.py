@@ -32,6 +32,7 @@ def packed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_file_comes_out_as_it_was_packed(packed, tmp_path):
     archive = tmp_path / "small.packed"
     archive.write_bytes((packed / "small.packed").read_bytes())

@@ -37,6 +37,7 @@ TOY = Recipe.from_dict(
 # Many seconds or minutes: AlexNets, an archive that is written and measured several times, or more
 # of what others show.
 HEAVY = {
+    "resnet20-cifar10-search",
     "lenet5-mnist-below-floor",
     "lenet5-mnist-joint-400x",
     "lenet5-mnist-masks",

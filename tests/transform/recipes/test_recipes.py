@@ -178,6 +178,7 @@ def test_what_is_shipped():
     assert "accelerator" in load_recipe("alexnet-imagenet-energy").cost.needs
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_is_sound(name):
     found = load_recipe(name)

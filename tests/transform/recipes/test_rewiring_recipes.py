@@ -98,6 +98,7 @@ def clocks(name, cell):
     return [Clock(cell.train.epochs, steps) for steps in EPOCH_STEPS[home(name)]]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", BUDGETS)
 def test_the_budget_is_what_is_left_and_what_stays_dense(name, networks):
     network, recipe = networks[name], load_recipe(name)
@@ -128,6 +129,7 @@ def test_the_thin_small_network_too(networks):
     assert budgets == {"params<=100%", f"params<={learnable}"}
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_schedule_fits_into_its_training(name):
     for cell in rows(name).values():
@@ -153,6 +155,7 @@ def test_the_published_number_of_events(name, events):
         assert len([*rule_for(cells[label].method, clock).schedule.events(clock)]) == events
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", [n for n in BUDGETS if n.rpartition("-")[2] in SHARES])
 def test_set_moves_as_much_as_dsr(name, networks):
     cells, [sparsity] = rows(name), BUDGETS[name]
@@ -174,6 +177,7 @@ RATES = {
 PENALTIES = {"deepr": 0.0, "pruned": 1e-4}  # of the wide networks; otherwise 5e-4
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_cell_is_trained_as_published(name):
     recipe = load_recipe(name)

@@ -234,11 +234,13 @@ def test_our_own_methods_keep_the_contract(method, kill):
     check_method(method, kill=kill)
 
 
+@pytest.mark.slow
 def test_it_is_there_after_import_transform():
     code = "import transform; transform.testing.check_method"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_way_of_these_tests_to_register_a_method_is_sound(monkeypatch):
     register(monkeypatch, Sound, serves=("nonzeros",))
     before = dict(vars(Sound))
@@ -246,6 +248,7 @@ def test_the_way_of_these_tests_to_register_a_method_is_sound(monkeypatch):
     assert dict(vars(Sound)) == before
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("method", "clause"),
     [
@@ -342,6 +345,7 @@ def test_a_state_that_dies_with_its_process_is_found_by_sigkill_alone(tmp_path, 
         check_killed(run, spec, "handles")
 
 
+@pytest.mark.slow
 def test_sigkill_needs_a_method_that_a_fresh_process_finds(monkeypatch):
     register(monkeypatch, Sound, serves=("nonzeros",))
     spec, run = trial("tried", "nonzeros")
@@ -364,6 +368,7 @@ def test_kill_adds_the_check(monkeypatch):
     assert killed == ["nonzeros<=60%"]
 
 
+@pytest.mark.slow
 def test_a_method_that_draws_from_the_global_generators_disturbs_nobody(monkeypatch):
     register(monkeypatch, DrawsFromTheGlobalGenerators, serves=("nonzeros",))
     states = torch.get_rng_state(), random.getstate()
@@ -372,6 +377,7 @@ def test_a_method_that_draws_from_the_global_generators_disturbs_nobody(monkeypa
     assert random.getstate() == states[1]
 
 
+@pytest.mark.slow
 def test_a_tightest_value_that_cannot_be_reached_is_rejected(monkeypatch):
     register(monkeypatch, PromisesTooMuch, serves=("energy",))
     with pytest.raises(PostconditionError, match="is not reachable"):

@@ -44,6 +44,7 @@ def alone(widths, epochs=2, **options):
     return [trained([w], epochs, lesson(**options))[0] for w in widths]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", LOADERS)
 def test_together_is_alone_bit_for_bit(name):
     # Dropout, a shuffling and augmenting loader, and a batch order that none of them may move.
@@ -52,6 +53,7 @@ def test_together_is_alone_bit_for_bit(name):
         assert_same(first, second)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "changed",
     [
@@ -72,6 +74,7 @@ def test_whatever_the_configuration(changed):
     assert not torch.equal(found[0].state.model["0.weight"], default.state.model["0.weight"])
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.permutations(range(3)), st.integers(1, 3))
 def test_in_any_company_and_order(order, count):
@@ -80,6 +83,7 @@ def test_in_any_company_and_order(order, count):
         assert_same(outcome, trained([width], 1)[0])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [

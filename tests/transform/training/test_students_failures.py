@@ -84,6 +84,7 @@ def healthy():
     return together(lesson(), [student(5), student(16)])
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", FAULTS)
 def test_it_fails_alone(name, healthy):
     make, reason = FAULTS[name]

@@ -136,6 +136,7 @@ def test_the_budget_holds_for_any_number_of_steps(size, interval, epochs):
     assert not rows or rows[-1]["within"]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("schedule", ["geometric", "linear", "none"])
 @pytest.mark.parametrize("hold", [0.0, 0.3, 1.0])
 def test_the_energy_holds_for_every_schedule(schedule, hold):

@@ -38,6 +38,7 @@ def decided(result):
     return {d.what: d.why for d in result.decisions if d.what in ("trained", "one shot")}
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize(
     ("data", "error", "match"),
     [
@@ -74,6 +75,7 @@ def test_no_data_and_empty_data_are_refused_when_training_is_asked_for():
         transform.compress(plain(), "nonzeros<=50%", **options)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -94,6 +96,7 @@ def test_unasked_such_data_gives_one_shot_and_its_reason(data, reason):
     assert result.certificate.holds
 
 
+@pytest.mark.slow
 def test_the_decision_says_who_asked():
     data = batches()
     assert decided(run(data=data, train=None)) == {
@@ -126,6 +129,7 @@ def test_data_that_ends_early_still_keeps_the_budget():
     assert result.certificate.holds
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "form",
     [
@@ -220,6 +224,7 @@ FORMS = {
 }
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_with_two_inputs_is_trained(form, tmp_path):
     make = FORMS[form]

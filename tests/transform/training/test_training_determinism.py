@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 TRAIN = {"epochs": 3, "lr": 0.1}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_same_seed_twice_is_bit_identical(loader):
     make = LOADERS[loader]
@@ -26,6 +27,7 @@ def test_the_same_seed_twice_is_bit_identical(loader):
     assert digest(model=rich(), data=make(), train=TRAIN, seed=3) == first
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("loader", LOADERS)
 def test_another_seed_is_another_run(loader):
     make = LOADERS[loader]
@@ -33,6 +35,7 @@ def test_another_seed_is_another_run(loader):
     assert len(runs) == 3
 
 
+@pytest.mark.slow
 def test_an_order_from_an_own_generator_does_not_depend_on_the_seed():
     model = rich(p=0.0)
     assert digest(model=model, data=own(), train=TRAIN, seed=1) == digest(

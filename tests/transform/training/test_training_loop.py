@@ -63,6 +63,7 @@ def assert_same(model, other, **tolerance):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("options", CONFIGS, ids=str)
 def test_without_a_budget_it_is_plain_training(options):
     config = TrainConfig(**{"epochs": 3, "lr": 0.1} | options)
@@ -90,6 +91,7 @@ def test_accumulated_batches_are_one_large_batch(k):
     assert trained_rows(parts)[-1]["step"] == trained_rows(whole)[-1]["step"]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 6), (2, 4), (3, 2), (7, 2)])
 def test_the_steps_are_counted_before_and_as_they_happen(accumulate, steps):
     config = TrainConfig(epochs=2, accumulate=accumulate)
@@ -170,6 +172,7 @@ def test_dropout_zero_is_training_without_dropout():
     assert digest(model=rich(p=0.5), train=train) != expected
 
 
+@pytest.mark.slow
 def test_mixed_precision_leaves_an_ordinary_model(tmp_path):
     result = run(train={"epochs": 2, "lr": 0.1, "amp": "bf16"}, out=tmp_path / "out")
     x, _ = examples()
@@ -185,6 +188,7 @@ def test_mixed_precision_is_near_full_precision():
     assert_same(mixed, full, rtol=0, atol=0.01)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("limit", "served"), [(None, [0, 1, 2]), (2, [0, 1]), (9, [0, 1, 2])])
 def test_an_epoch_has_so_many_batches(limit, served):
     data = Recorded(batches())

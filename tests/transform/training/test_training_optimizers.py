@@ -132,6 +132,7 @@ def test_every_group_gets_the_rate():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([LR / 2] * 2)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("options", [{}, {"warmup_epochs": 0.5}, {"schedule": {0.5: 0.1}}])
 def test_a_run_uses_the_rate_of_every_batch(options):
     config = TrainConfig(epochs=2, lr=0.05, log_every=1, **options)

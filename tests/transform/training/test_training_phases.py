@@ -322,6 +322,7 @@ def stopping(after):
 ANYWHERE = [*[(after, 1) for after in (0, 2, 4, 6, 10, 12, 16, 18)], (4, 2), (9, 2), (12, 2)]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("after", "save_every"), ANYWHERE)
 def test_stopped_anywhere_it_goes_on_alike(after, save_every, tmp_path):
     options = {"valid": batches(), "save_every": save_every}

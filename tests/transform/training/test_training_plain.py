@@ -72,6 +72,7 @@ def test_test_data_are_read_once_and_last():
     assert result.metrics["valid"] == best
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     whole = trained(out=tmp_path / "whole", about={"data": "digits"})
     save = Checkpoints.save

@@ -56,6 +56,7 @@ def assert_resumes(out, make, after=7, **options):
     assert result.metrics == whole.metrics
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("after", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_with_any_loader(loader, after, tmp_path, unsaved):
@@ -90,6 +91,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", EVERY)
 def test_with_any_configuration(name, tmp_path, unsaved):
     train = TrainConfig(**TRAIN | OPTIONS[name])
@@ -97,6 +99,7 @@ def test_with_any_configuration(name, tmp_path, unsaved):
     assert_resumes(tmp_path / "out", Noisy, **options)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     "method",
     [
@@ -164,6 +167,7 @@ def test_stopped_again_and_again(tmp_path, unsaved):
     assert state_digest(result.model) == digest(data=Noisy(), **options)
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_complete_and_refused(tmp_path):
     out = tmp_path / "out"
     stopped(out, 7, train=TRAIN)
@@ -203,6 +207,7 @@ def half_done(tmp_path_factory):
     return out
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_checkpoints_of_another_run_are_refused(half_done, name):
     before = {p: p.read_bytes() for p in half_done.rglob("*") if p.is_file()}

@@ -33,6 +33,7 @@ def test_outcomes_come_in_the_order_of_the_jobs(serial):
     assert serial.evaluate([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_how_many_are_in_memory_does_not_matter(serial, size):
     jobs = [job(5), job(9), job(16)]
