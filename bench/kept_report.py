@@ -2,7 +2,8 @@
 
 A table for each budget, a row for each method, means over seeds: loss and top-1, top-3 and top-5
 accuracy on the test data, the kept share by the authors' counting, and beside it what is really
-left: parameters, multiply-accumulates, and bytes of the ONNX file.
+left: parameters, multiply-accumulates, and bytes of the ONNX file. A model is tested once; its
+numbers lie beside the run then, as `kept.json`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,17 @@ from __future__ import annotations
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bench.comparison import read_results
-from bench.deployment import MODEL
-from bench.kept_share import kept_share
-from bench.topk import RANKS, TopK, top_k
-from energy_model.errors import ArgumentError, CompressionError, StorageError
+from bench.kept_runs import Kept, read_kept
+from bench.topk import RANKS
+from energy_model.errors import ArgumentError, CompressionError
 from passes.storage.atomic import write_file
-from transform.cli.data import load_data
-from transform.cli.model import load_model
-from transform.storage import load
 
-# Of the accuracy that the run itself noted; another machine may turn a few samples.
-_TOLERANCE = 0.005
 _HEAD = (
     "| method | seeds | "
     + " | ".join(f"top-{rank}" for rank in RANKS)
@@ -39,84 +32,6 @@ _NOTE = (
     "Means over seeds, of top-1 with the standard deviation; accuracies on the test data, in "
     "percent. R: the kept share by the counting of Salehinejad and Valaee, by output filters alone."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One finished run.
-
-    Attributes:
-        label: The method.
-        budget: What was asked.
-        seed: The seed.
-        scores: Of the finished model on the test data.
-        share: R, by the authors' counting.
-        params: Parameters before and after.
-        macs: Multiply-accumulates of a sample before and after.
-        bytes: Size of the ONNX file.
-    """
-
-    label: str
-    budget: str
-    seed: int
-    scores: TopK
-    share: float
-    params: tuple[int, int]
-    macs: tuple[int, int]
-    bytes: int
-
-
-def read_kept(folders: Iterable[Path], data_root: Path | None = None) -> list[Kept]:
-    """Every finished run below the folders, its model run on the test data.
-
-    Raises:
-        StorageError: A run is missing, damaged, or scores something else than it noted.
-        ArgumentError: The data have no test part.
-    """
-    tests: dict[str, list[Any]] = {}
-    return [
-        _kept(folder, result, _test(result["recipe"]["data"], data_root, tests))
-        for folder, result in read_results(folders).items()
-    ]
-
-
-def _test(spec: str, root: Path | None, known: dict[str, list[Any]]) -> list[Any]:
-    """The test batches of a data set, read once."""
-    if spec not in known:
-        found = load_data(spec, root=root).test
-        if found is None:
-            raise ArgumentError("there are no test data", where=spec)
-        known[spec] = list(found)
-    return known[spec]
-
-
-def _kept(folder: Path, result: Mapping[str, Any], test: Sequence[Any]) -> Kept:
-    file, cell = folder / MODEL, result["cell"]
-    if "macs" not in result or not file.is_file():
-        raise StorageError(
-            "the run has no ONNX file, or no count of its MACs",
-            where=str(folder),
-            remedy="Run the recipe again.",
-        )
-    original = load_model(result["recipe"]["model"], seed=cell["seed"])
-    model = load(file.parent, original).model
-    scores, noted = top_k(model, test), result["metrics"]["test"]["after"]
-    if noted is None or abs(noted - scores.top[0]) > _TOLERANCE:
-        raise StorageError(
-            f"the saved model scores {scores.top[0]:.4f} on the test data, the run noted {noted}",
-            where=str(folder),
-            remedy="Name the data that the run was made with by --data-root.",
-        )
-    return Kept(
-        cell["label"],
-        cell["budget"],
-        cell["seed"],
-        scores,
-        kept_share(original, model),
-        (result["params"]["before"], result["params"]["after"]),
-        (result["macs"]["before"], result["macs"]["after"]),
-        file.stat().st_size,
-    )
 
 
 def to_markdown(runs: Sequence[Kept]) -> str:

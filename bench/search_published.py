@@ -40,12 +40,12 @@ _NOTE = (
     "Theirs is by their README: masks made by NumPy for each candidate on the CPU and multiplied "
     "into weights on a GPU, candidates scored on the whole batch, parents not again. Ours: the "
     "margin energy with the defaults, on a CPU with the threads named above; parents and children "
-    "on a quarter of the batch, at least two samples, all within the budget {budget}. Theirs has a "
+    "on an eighth of the batch, at least 16 samples, all within the budget {budget}. Theirs has a "
     "node for every filter and input of a linear layer, ours for every channel that can go. Both "
     "are ratios to a plain step of the same batch; random images, {classes} classes, {states} "
-    "states, {images}. Networks of few images a step pay most for what does not grow with the "
-    "batch: repairing and cutting candidates. Importances follow the weights every 100 steps; "
-    "such steps are not among them."
+    "states, {images}. Networks of few images a step pay most: for what does not grow with the "
+    "batch, repairing and cutting candidates, and for the 16 samples. Importances follow the "
+    "weights every 100 steps; such steps are not among them."
 )
 
 

@@ -9,7 +9,7 @@ from energy_model.errors import ArgumentError
 from passes.methods.ising.config import Ising
 
 MARGIN_TARGET, ISING_TARGET, COMPACT_TARGET, RUN_TARGET = 2.5, 1.2, 1.0, 1.0
-BUDGET = "macs<=50%"
+BUDGET, TIGHT = "macs<=50%", "macs<=25%"
 _LEAST_SIDE = 64
 
 RESNET20 = Task("ResNet-20", "bench.zoo:resnet20", (3, 32, 32), batch=128)
@@ -36,8 +36,8 @@ class SearchSizes:
     run_steps: int = 355
     scored: tuple[int, ...] = (32, 128)
     states: int = 8
-    batch: int = 8
-    side: int = 224
+    batch: int = 128
+    side: int = 64
     networks: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from bench.search_sizes import (
     ISING_TARGET,
     MARGIN_TARGET,
     RUN_TARGET,
+    TIGHT,
     SearchSizes,
 )
 from bench.search_training import LONG, SearchTraining, macs_of
@@ -20,51 +21,56 @@ from bench.speed.rounds import Settings, Turn, clocked, interleave
 
 _TARGETS = {"margin": MARGIN_TARGET, "ising": ISING_TARGET}
 _TOLD = {"margin": "margin energy", "ising": "Ising energy"}
+_CASES = (("margin", BUDGET), ("margin", TIGHT), ("ising", BUDGET))
 
 
 @dataclass(slots=True)
 class _Searched:
-    """One energy: a search that goes on, and a network whose search is over.
+    """One energy and budget: a search that goes on, and a network whose search is over.
 
     Attributes:
+        energy: The energy.
+        budget: The budget.
         training: Searches as long as it is measured.
         once: What a run pays once, in seconds: planning, the first population, the first step with
             its choice of a back end, and the step that cuts the network.
         compact: The network that is left.
     """
 
+    energy: str
+    budget: str
     training: SearchTraining
     once: float
     compact: SearchTraining
 
 
 def measure_steps(sizes: SearchSizes, settings: Settings) -> Outcome:
-    """A search step, a step of the small network, and the whole run, by energy."""
+    """A search step, a step of the small network, and the whole run, by energy and budget."""
     data = sizes.task.batches(2)
     plain = SearchTraining(sizes.task.subject.model(), data)
-    found = {energy: _searched(sizes, data, energy) for energy in _TARGETS}
+    found = [_searched(sizes, data, energy, budget) for energy, budget in _CASES]
     turns = [clocked(partial(plain.steps, sizes.steps))]
-    for one in found.values():
+    for one in found:
         turns += _turns(one, sizes)
     interleave(turns, 1)  # the first steps allocate memory and prepare kernels
     rounds = interleave(turns, settings.rounds)
     ratios: list[Ratio] = []
-    for place, (energy, one) in enumerate(found.items()):
-        ratios += _ratios(sizes, energy, one, [_picked(row, place, sizes) for row in rounds])
-    return Outcome(tuple(ratios), tuple(_still(e, one) for e, one in found.items()))
+    for place, one in enumerate(found):
+        ratios += _ratios(sizes, one, [_picked(row, place, sizes) for row in rounds])
+    return Outcome(tuple(ratios), tuple(_still(one) for one in found))
 
 
-def _searched(sizes: SearchSizes, data: list[Batch], energy: str) -> _Searched:
+def _searched(sizes: SearchSizes, data: list[Batch], energy: str, budget: str) -> _Searched:
     config = sizes.search(energy)
-    training = SearchTraining(sizes.task.subject.model(), data, config, BUDGET, LONG)
+    training = SearchTraining(sizes.task.subject.model(), data, config, budget, LONG)
     # The budget falls while it is searched: the middle stands for the mean.
     training.number = round(LONG * config.search_share / 2)
     first = clocked(training.step)()
     # Its search takes two steps; the first of them chooses the back end.
-    compact = SearchTraining(sizes.task.subject.model(), data, config, BUDGET, 8)
+    compact = SearchTraining(sizes.task.subject.model(), data, config, budget, 8)
     compact.step()
     last = clocked(compact.step)()
-    return _Searched(training, training.begin_seconds + first + last, compact)
+    return _Searched(energy, budget, training, training.begin_seconds + first + last, compact)
 
 
 def _turns(one: _Searched, sizes: SearchSizes) -> list[Turn]:
@@ -93,7 +99,6 @@ def _picked(
 
 def _ratios(
     sizes: SearchSizes,
-    energy: str,
     one: _Searched,
     rounds: list[tuple[float, float, float, float]],
 ) -> list[Ratio]:
@@ -107,10 +112,11 @@ def _ratios(
         small.append((compact, plain))
         runs.append((whole, count * plain))
     left = macs_of(one.compact.graph) / one.compact.macs
-    name = f"{sizes.task.name}, {sizes.task.images}, {sizes.states} states, {_TOLD[energy]}"
+    task = f"{sizes.task.name}, {sizes.task.images}, {sizes.states} states"
+    name = f"{task}, {_TOLD[one.energy]}, {one.budget}"
     run = f"the whole run of {count} steps, {share:.0%} of them search"
     return [
-        Ratio(f"{name}: a search step", "a plain step", _TARGETS[energy], tuple(steps)),
+        Ratio(f"{name}: a search step", "a plain step", _TARGETS[one.energy], tuple(steps)),
         Ratio(
             f"a step after the commit, {left:.1%} of the MACs",
             "a plain step",
@@ -121,7 +127,7 @@ def _ratios(
     ]
 
 
-def _still(energy: str, one: _Searched) -> Check:
+def _still(one: _Searched) -> Check:
     """That what was timed was a search that went on, and a network that was cut."""
     told = one.training.method.report().get("search", {})
     holds = one.training.searching and not one.compact.searching
@@ -129,5 +135,7 @@ def _still(energy: str, one: _Searched) -> Check:
     if "diversity" in told:
         detail += f", states differ in {told['diversity']:.0%} of the nodes"
     return Check(
-        f"{_TOLD[energy]}: the search went on, and ended in the cut network", holds, detail
+        f"{_TOLD[one.energy]}, {one.budget}: the search went on, and ended in the cut network",
+        holds,
+        detail,
     )

@@ -95,21 +95,52 @@ def choose_backend(
     seconds: dict[str, float] = {}
     dropped: dict[str, str] = {}
     for name, scoring in scorings.items():
+        run = partial(scoring.outputs, population, call, norms)
         try:
-            found = scoring.outputs(population, call, norms)
-            error = 0.0 if reference is None else relative_difference(found, reference)
-            if error > _tolerance(call, norms):
-                dropped[name] = f"differs from the reference by {error:.1e} of its largest output"
-                continue
-            run = partial(scoring.outputs, population, call, norms)
-            seconds[name] = min(_seconds(run, call, clock) for _ in range(_RUNS))
+            found = run()
+            why = "" if reference is None else _difference_told(found, reference, call, norms)
+            if not why:
+                seconds[name] = min(_seconds(run, call, clock) for _ in range(_RUNS))
         except Exception as error:
             if reference is None:
                 raise
-            dropped[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        else:
-            reference = found if reference is None else reference
+            why = _told(error)
+        if why:
+            dropped[name] = why
+        elif reference is None:
+            reference = found
     return BackendChoice(min(seconds, key=seconds.__getitem__), seconds, dropped)
+
+
+def why_not(
+    scoring: Scoring, reference: Scoring, population: Tensor, call: Call, *, norms: str = "running"
+) -> str:
+    """Why a back end cannot be used: how far it is from the reference, or its error; else empty.
+
+    Args:
+        scoring: The back end.
+        reference: One that computes what is to be computed.
+        population: Typical states, bool `(states, nodes)`.
+        call: The samples.
+        norms: See `Scoring.outputs`.
+    """
+    expected = reference.outputs(population, call, norms)
+    try:
+        found = scoring.outputs(population, call, norms)
+    except Exception as error:
+        return _told(error)
+    return _difference_told(found, expected, call, norms)
+
+
+def _difference_told(found: Any, expected: Any, call: Call, norms: str) -> str:
+    error = relative_difference(found, expected)
+    if error <= _tolerance(call, norms):
+        return ""
+    return f"differs from the reference by {error:.1e} of its largest output"
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def relative_difference(found: Any, expected: Any) -> float:

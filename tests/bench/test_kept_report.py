@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import transform
-from bench.kept_report import Kept, main, read_kept, to_markdown
+from bench.kept_report import main, to_markdown
+from bench.kept_runs import KEPT, Kept, read_kept
 from bench.topk import TopK
 from bench.zoo import digits_batches, digits_cnn
 from energy_model.errors import StorageError
@@ -68,9 +69,45 @@ def test_a_run_is_read_and_its_model_is_tested(finished):
     assert run.params[1] / run.params[0] < run.share < 1
 
 
+def copied(folder, tmp_path):
+    """The run, as if it had never been tested."""
+    shutil.copytree(folder / "cell", tmp_path / "cell")
+    (tmp_path / "cell" / KEPT).unlink(missing_ok=True)
+
+
+def test_a_model_is_tested_once(finished, tmp_path):
+    folder, _ = finished
+    copied(folder, tmp_path)
+    first = read_kept([tmp_path])
+    shutil.rmtree(tmp_path / "cell" / "compressed")
+    assert read_kept([tmp_path]) == first == read_kept([folder])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": "another"}, "its identity is 'another'"),
+        ({"version": 9}, "its version is 9"),
+        ({"format": "x"}, "its format is 'x'"),
+        ({"top": {"1": 0.5}}, "'3' is missing"),
+        (None, "damaged"),
+    ],
+)
+def test_what_lies_beside_a_run_is_that_runs(finished, tmp_path, change, words):
+    folder, _ = finished
+    copied(folder, tmp_path)
+    read_kept([tmp_path])
+    file = tmp_path / "cell" / KEPT
+    known = json.loads(file.read_text())
+    file.write_text("{" if change is None else json.dumps({**known, **change}))
+    with pytest.raises(StorageError, match=words) as error:
+        read_kept([tmp_path])
+    assert str(file) in str(error.value)
+
+
 def test_a_model_that_scores_something_else_is_told(finished, tmp_path):
     folder, result = finished
-    shutil.copytree(folder / "cell", tmp_path / "cell")
+    copied(folder, tmp_path)
     metrics = {**result["metrics"], "test": {"before": 0.1, "after": 0.99}}
     (tmp_path / "cell" / "result.json").write_text(json.dumps({**result, "metrics": metrics}))
     with pytest.raises(StorageError, match=r"scores 0\.\d{4} on the test data, the run noted 0.99"):
@@ -79,7 +116,7 @@ def test_a_model_that_scores_something_else_is_told(finished, tmp_path):
 
 def test_a_run_without_its_file_is_named(finished, tmp_path):
     folder, _ = finished
-    shutil.copytree(folder / "cell", tmp_path / "cell")
+    copied(folder, tmp_path)
     (tmp_path / "cell" / "compressed" / "model.onnx").unlink()
     with pytest.raises(StorageError, match="no ONNX file"):
         read_kept([tmp_path])

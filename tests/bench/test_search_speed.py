@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -60,16 +61,17 @@ def tiny(config=None, steps=100, **changes):
 
 def test_steps_give_a_search_a_commit_and_a_run_for_each_energy():
     [part] = measure(["steps"], ONCE, SMALL).parts
-    assert [ratio.target for ratio in part.outcome.ratios] == [2.5, 1.0, 1.0, 1.2, 1.0, 1.0]
+    assert [ratio.target for ratio in part.outcome.ratios] == [2.5, 1.0, 1.0] * 2 + [1.2, 1.0, 1.0]
     for ratio in part.outcome.ratios:
         assert len(ratio.pairs) == 1
         assert all(number > 0 for pair in ratio.pairs for number in pair)
         assert math.isfinite(ratio.median)
     names = [ratio.name for ratio in part.outcome.ratios]
-    assert "margin energy" in names[0] and "Ising energy" in names[3]
+    cases = ("margin energy, macs<=50%", "margin energy, macs<=25%", "Ising energy, macs<=50%")
+    assert all(case in name for case, name in zip(cases, names[::3], strict=True))
     assert all(name.endswith("% of the MACs") for name in names[1::3])
     assert names[2] == "the whole run of 8 steps, 25% of them search"
-    assert [check.holds for check in part.outcome.checks] == [True, True]
+    assert [check.holds for check in part.outcome.checks] == [True] * 3
 
 
 def test_the_run_is_a_quarter_search_and_what_is_paid_once():
@@ -77,9 +79,9 @@ def test_the_run_is_a_quarter_search_and_what_is_paid_once():
     training = SimpleNamespace(method=SimpleNamespace(config=config))
     graph = tiny().graph
     compact = SimpleNamespace(graph=graph, macs=2 * macs_of(graph))
-    one = search_steps._Searched(training, once=3.0, compact=compact)
+    one = search_steps._Searched("margin", "macs<=50%", training, once=3.0, compact=compact)
     sizes = replace(SMALL, run_steps=100)
-    step, small, run = search_steps._ratios(sizes, "margin", one, [(1.0, 2.0, 12.0, 0.5)])
+    step, small, run = search_steps._ratios(sizes, one, [(1.0, 2.0, 12.0, 0.5)])
     mean = (99 * 2.0 + 12.0) / 100
     assert step.pairs == ((pytest.approx(mean), 1.0),)
     assert small.pairs == ((0.5, 1.0),)
@@ -99,9 +101,10 @@ def test_a_search_that_is_over_is_seen():
     over.step()
     running.step()
     assert running.searching and not over.searching
-    assert search_steps._still("ising", search_steps._Searched(running, 0.0, over)).holds
-    assert not search_steps._still("ising", search_steps._Searched(over, 0.0, over)).holds
-    assert not search_steps._still("ising", search_steps._Searched(running, 0.0, running)).holds
+    searched = partial(search_steps._Searched, "ising", "macs<=50%")
+    assert search_steps._still(searched(running, 0.0, over)).holds
+    assert not search_steps._still(searched(over, 0.0, over)).holds
+    assert not search_steps._still(searched(running, 0.0, running)).holds
 
 
 def test_a_refreshing_step_counts_as_one_at_which_couplings_follow(monkeypatch):

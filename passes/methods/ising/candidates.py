@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from passes.inputs import Call
-from passes.ising.choose_backend import BackendChoice, choose_backend, make_scorings
+from passes.ising.choose_backend import BackendChoice, choose_backend, make_scorings, why_not
 from passes.ising.scoring import Scoring
 from passes.methods.ising.config import Ising
 from passes.methods.ising.setting import everything
 from passes.rewrite.live_gates import LiveGates
 
 # Not chosen by the clock, so that the same seed gives the same result: on CPUs networks that are
-# really cut are the fastest.
-_ON_CPU = "compact"
+# really cut are the fastest, if they compute the same as this one does.
+_ON_CPU, _REFERENCE = "compact", "loop"
+# States that this is looked at for.
+_COMPARED = 2
 
 
 class Candidates:
@@ -63,11 +65,11 @@ class Candidates:
             return choose_backend(self._scorings, population, call, norms=norms, forced=wanted)
         if wanted == "measured" or self._gates.device.type != "cpu":
             return choose_backend(self._scorings, population, call, norms=norms)
-        offered = {name: self._scorings[name] for name in ("loop", _ON_CPU)}
-        found = choose_backend(offered, population, call, norms=norms)
-        if _ON_CPU in found.dropped:
-            return found
-        return BackendChoice(_ON_CPU, found.seconds, {})
+        fast, plain = self._scorings[_ON_CPU], self._scorings[_REFERENCE]
+        why = why_not(fast, plain, population[-_COMPARED:], call, norms=norms)
+        return (
+            BackendChoice(_REFERENCE, {}, {_ON_CPU: why}) if why else BackendChoice(_ON_CPU, {}, {})
+        )
 
 
 def rows_of(call: Call, count: int) -> Call:

@@ -17,7 +17,11 @@ from passes.ising.choose_backend import (
     choose_backend,
     make_scorings,
     relative_difference,
+    why_not,
 )
+from passes.ising.compact_scoring import CompactScoring
+from passes.methods.ising.candidates import Candidates
+from passes.methods.ising.config import Ising
 
 
 class Clock:
@@ -77,6 +81,34 @@ def test_a_forced_choice_is_not_measured():
     )
     with pytest.raises(ArgumentError, match=r"no back end 'gpu'. Use one of loop, fold"):
         chosen(loop=(1.0,), fold=(1.0,), forced="gpu")
+
+
+def test_why_one_cannot_be_used():
+    gates, _, call = gated(built("Residual"), image())
+    clock = Clock()
+    right = Fake(clock, 1.0)
+    for fake, words in (
+        (Fake(clock, 1.0), ""),
+        (Fake(clock, 1.0, 3e-4), "differs from the reference by 1.5e-04 of its largest output"),
+        (Fake(clock, 1.0, 0.0, RuntimeError("no rule\nat all")), "RuntimeError: no rule"),
+    ):
+        assert why_not(fake, right, population(gates, 2), call) == words
+    assert clock.now == 6.0  # each is run once
+    with pytest.raises(RuntimeError):
+        why_not(right, Fake(clock, 1.0, 0.0, RuntimeError("broken")), population(gates, 2), call)
+
+
+def test_on_a_cpu_the_cut_network_runs_unless_it_differs(monkeypatch):
+    gates, _, call = gated(built("Residual"), image(4))
+    states = population(gates, 3)
+    found = Candidates(gates, Ising())
+    cut = found.outputs(states, call)
+    assert found.backend == "compact"
+    monkeypatch.setattr(CompactScoring, "_outputs", lambda *given: [torch.zeros(2)] * len(states))
+    other = Candidates(gates, Ising())
+    plain = other.outputs(states, call)
+    assert other.backend == "loop"
+    assert relative_difference(cut, plain) < 1e-3
 
 
 def test_a_real_model_offers_all():
