@@ -68,6 +68,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize(
     "name",
     [
