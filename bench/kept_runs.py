@@ -86,12 +86,12 @@ def read_kept(folders: Iterable[Path], data_root: Path | None = None) -> list[Ke
 
 def _kept(folder: Path, result: Mapping[str, Any], test: _TestData) -> Kept:
     file, cell = folder / KEPT, result["cell"]
-    if file.is_file():
-        found = _read(file, result["identity"])
-    else:
-        found = _evaluated(folder, result, test)
-        write_file(file, json_bytes(found))
+    known = _read(file, result["identity"]) if file.is_file() else None
+    found = known or _evaluated(folder, result, test)
     try:
+        _check_same(found, result, file)
+        if known is None:
+            write_file(file, json_bytes(found))
         return Kept(
             cell["label"],
             cell["budget"],
@@ -121,6 +121,18 @@ def _read(file: Path, identity: str) -> dict[str, Any]:
     return found
 
 
+def _check_same(found: Mapping[str, Any], result: Mapping[str, Any], file: Path) -> None:
+    """A run of the same name may have been finished anew, or tested on other data."""
+    top, noted = found["top"][str(RANKS[0])], result["metrics"]["test"]["after"]
+    if noted is None or abs(noted - top) > _TOLERANCE:
+        remedy = "Name the data that the run was made with by --data-root"
+        raise StorageError(
+            f"the saved model scores {top:.4f} on the test data, the run noted {noted}",
+            where=str(file.parent),
+            remedy=f"{remedy}; remove {file.name} if the run was finished again after it.",
+        )
+
+
 def _evaluated(folder: Path, result: Mapping[str, Any], test: _TestData) -> dict[str, Any]:
     file = folder / MODEL
     if "macs" not in result or not file.is_file():
@@ -132,13 +144,6 @@ def _evaluated(folder: Path, result: Mapping[str, Any], test: _TestData) -> dict
     original = load_model(result["recipe"]["model"], seed=result["cell"]["seed"])
     model = load(file.parent, original).model
     scores = top_k(model, test(result["recipe"]["data"]))
-    noted = result["metrics"]["test"]["after"]
-    if noted is None or abs(noted - scores.top[0]) > _TOLERANCE:
-        raise StorageError(
-            f"the saved model scores {scores.top[0]:.4f} on the test data, the run noted {noted}",
-            where=str(folder),
-            remedy="Name the data that the run was made with by --data-root.",
-        )
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -18,6 +18,7 @@ from bench.search_sizes import (
 from bench.search_training import LONG, SearchTraining, macs_of
 from bench.speed.ratio import Check, Outcome, Ratio
 from bench.speed.rounds import Settings, Turn, clocked, interleave
+from passes.methods.ising.method import refresh_steps
 
 _TARGETS = {"margin": MARGIN_TARGET, "ising": ISING_TARGET}
 _TOLD = {"margin": "margin energy", "ising": "Ising energy"}
@@ -103,7 +104,8 @@ def _ratios(
     rounds: list[tuple[float, float, float, float]],
 ) -> list[Ratio]:
     config = one.training.method.config
-    share, every, count = config.search_share, config.refresh, sizes.run_steps
+    share, count = config.search_share, sizes.run_steps
+    every = refresh_steps(config, round(share * count))
     steps, runs, small = [], [], []
     for plain, search, refreshing, compact in rounds:
         mean = ((every - 1) * search + refreshing) / every

@@ -190,6 +190,8 @@ def _looked_up(trend: LayerTime, widths: NDArray[np.int64], seconds: _Floats) ->
     pairs, which = np.unique(widths, axis=0, return_inverse=True)
     medians = [float(np.median(seconds[which == number])) for number in range(len(pairs))]
     points = tuple((int(i), int(o), t) for (i, o), t in zip(pairs, medians, strict=True))
+    if not any(trend.coefficients) or min(trend.seconds(i, o) for i, o, _ in points) <= 0:
+        return trend  # a table corrects by factors, and there is nothing to correct
     return replace(trend, points=points)
 
 

@@ -76,6 +76,28 @@ class Batch:
 
         return Batch(self.call.rows(indices), targets.map(taken).args[0])
 
+    @property
+    def classes(self) -> Tensor | None:
+        """The class of each sample, int64 `(n,)`; `None` where the targets are something else."""
+        size, targets = self.call.batch_size or 1, self.targets
+        if not isinstance(targets, Tensor) or targets.shape != (size,):
+            return None
+        return None if targets.is_floating_point() else targets.cpu().long()
+
+    def in_turns(self, count: int) -> Tensor:
+        """Up to `count` samples, by index in their order, int64: of classes as many of each.
+
+        The first of every class, then the second, and so on; without classes the first ones.
+        """
+        size, classes = self.call.batch_size or 1, self.classes
+        if classes is None:
+            return torch.arange(min(count, size))
+        order = torch.sort(classes, stable=True).indices
+        sizes = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
+        turns = torch.empty_like(order)
+        turns[order] = torch.cat([torch.arange(own) for own in sizes])
+        return torch.sort(turns, stable=True).indices[:count].sort().values
+
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
     forward = inspect.signature(model.forward)

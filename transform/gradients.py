@@ -14,6 +14,7 @@ from energy_model.errors import PreconditionError
 from passes.inputs import as_batch
 from passes.isolation import evaluating, untouched
 from transform.evaluate import moved
+from transform.read_apart import read_apart
 from transform.training.batch_errors import batch_errors
 from transform.training.losses import Loss, cross_entropy
 
@@ -49,7 +50,7 @@ class Gradients:
             for parameter in frozen:
                 parameter.requires_grad_(True)
             with untouched(model), evaluating(model):
-                for item in islice(iter(self.data), batches):
+                for item in islice(read_apart(self.data), batches):
                     found = self._gradients(model, item, list(parameters.values()))
                     count += 1
                     for total, gradient in zip(totals.values(), found, strict=True):

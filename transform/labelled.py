@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from passes.inputs import Batch, Call, as_batch
 from transform.evaluate import moved
+from transform.read_apart import read_apart
 
 # Read so many times what is asked for, so that there is something to choose from.
 _SPARE = 4
@@ -47,7 +47,7 @@ class Labelled:
     def _read(self, count: int) -> Batch | None:
         batches: list[Batch] = []
         size = 0
-        for item in self.data:
+        for item in read_apart(self.data):
             batch = as_batch(self.model, item)
             if batch.targets is None:
                 return None
@@ -58,8 +58,7 @@ class Labelled:
         if not batches:
             return None
         whole = _joined(batches)
-        chosen = _chosen(whole, count)
-        picked = whole.rows(chosen)
+        picked = whole.rows(whole.in_turns(count))
         return Batch(picked.call.to(self.device), moved(picked.targets, self.device))
 
 
@@ -82,18 +81,3 @@ def _column(column: tuple[Any, ...], batches: list[Batch]) -> Any:
     if not isinstance(first, Tensor) or first.dim() == 0 or first.shape[0] != size:
         return first
     return torch.cat(column)
-
-
-def _chosen(batch: Batch, count: int) -> Tensor:
-    """Indices of the samples, int64: the first of every class, then the second, and so on."""
-    size = batch.call.batch_size or 1
-    targets = batch.targets
-    classes = isinstance(targets, Tensor) and targets.shape == (size,)
-    if not classes or targets.is_floating_point():
-        return torch.arange(min(count, size))
-    turn: dict[int, int] = {}
-    order = []
-    for index, target in enumerate(targets.tolist()):
-        order.append((turn.get(target, 0), index))
-        turn[target] = turn.get(target, 0) + 1
-    return torch.tensor(sorted(index for _, index in islice(sorted(order), count)))

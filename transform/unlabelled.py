@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from passes.inputs import Call, as_batch
+from transform.read_apart import read_apart
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class Unlabelled:
     def __call__(self, count: int) -> Iterator[Call]:
         """The calls of the first `count` batches, fewer if there are fewer."""
         if self._source is None:
-            self._source = iter(self.data)
+            self._source = read_apart(self.data)
         missing = max(0, count - len(self._kept))
         for item in islice(self._source, missing):
             self._kept.append(as_batch(self.model, item).call)

@@ -12,6 +12,9 @@ Complexity: `O(n_g^2)` for each state and group, `O(n_g)` for each flip.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -50,9 +53,20 @@ class IsingEnergy:
         ]
         for source, target, spins in self._edges:
             rows[source] = rows[source] + layout.sizes[target] * spins
-        scaled = [couplings.bias[n] * row for n, row in zip(layout.names, rows, strict=True)]
-        self._bias = _joined(scaled)
+        self._rows = rows
+        self._bias = self._scaled(couplings.bias)
         self._group = [g for g, size in enumerate(layout.sizes) for _ in range(size)]
+
+    def biased(self, bias: Mapping[str, float]) -> IsingEnergy:
+        """The same couplings under another bias, by name of the group."""
+        other = copy.copy(self)
+        other._bias = self._scaled(bias)
+        return other
+
+    def _scaled(self, bias: Mapping[str, float]) -> Tensor:
+        return _joined(
+            [bias[n] * row for n, row in zip(self.layout.names, self._rows, strict=True)]
+        )
 
     def __call__(self, population: Tensor) -> Tensor:
         """Energies.

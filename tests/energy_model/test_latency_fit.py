@@ -152,3 +152,15 @@ def replaced(**changes):
 def test_bad_input(measured, says):
     with pytest.raises(ArgumentError, match=says):
         fit_latency(measured)
+
+
+@pytest.mark.parametrize("seed", [2, 4, 11, 18])
+def test_where_there_is_nothing_to_correct_there_is_no_table(seed):
+    """Of few widths the fit may explain all times by what partial vectors of channels cost."""
+    generator = np.random.default_rng(seed)
+    widths = generator.choice([8, 12, 16, 24, 31], size=(16, 2))
+    vectors, partial = np.ceil(widths / 8).prod(axis=1), (widths % 8 != 0).any(axis=1)
+    seconds = 1e-6 * (vectors + 5 * partial) * generator.lognormal(0, 0.1, size=16)
+    time = fit_layer(widths, seconds)
+    found = [time.seconds(int(i), int(o)) for i, o in widths]
+    assert all(math.isfinite(value) and value >= 0 for value in found)

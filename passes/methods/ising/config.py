@@ -29,11 +29,12 @@ class Ising(MethodConfig):
         states: Keep-states in the population, at least 4.
         energy: What is lowered. `"margin"`: minus the mean margin of the true class in logits;
             `"margin_prob"`: in probabilities; `"free_energy_nll"`: the free energy of all classes
-            minus that of the true one; `"distill"`: the divergence from the whole network, without
-            labels; `"ising"`: redundancy of kernels and activity of feature maps, without running
-            candidates; `"combined"`: margin and Ising; `"random"`: a number by chance, the control
-            that shows what an energy contributes; or a function of (outputs, targets) that returns
-            one number, lower is better.
+            minus that of the true one; `"distill"`: the divergence from the whole network with the
+            weights of the moment, without labels; `"ising"`: redundancy of kernels and activity of
+            feature maps, without running candidates; `"combined"`: margin and Ising; `"random"`: a
+            number by chance, the same for the same state, the control that shows what an energy
+            contributes; or a function of (outputs, targets) that returns one number, lower is
+            better.
         temperature: Divides the logits of `"margin_prob"`, `"free_energy_nll"` and `"distill"`.
         ising_weight: Weight of the Ising part of `"combined"`, in standard deviations over the
             states that are compared first.
@@ -48,12 +49,15 @@ class Ising(MethodConfig):
             the weights as they are, as without training.
         generations: Generations of a search on weights as they are.
         every: Optimizer steps from one generation to the next.
-        patience: Generations after which the search ends if the best state stays the same.
-        anneal: Let the budget fall from the whole network to its limit during the search.
-        mutation: F of the differential evolution: chance that a bit is flipped where two other
-            states differ.
-        crossover: C: chance that a bit comes from the mutant.
-        noise: Chance that a bit of a child is flipped; `None` is one in each group on average.
+        patience: Generations after which the search ends if the best state stays the same, under
+            the budget itself.
+        anneal: Let the budget fall from the whole network to its limit during the first 70 % of the
+            search.
+        mutation: F of the differential evolution: what is made of the difference of two other
+            states; of bits the chance that one is flipped where they differ.
+        crossover: C: chance that a share, or a bit, comes from the mutant.
+        noise: Chance that a bit of a child is flipped, where bits evolve; `None` is one in each
+            group on average.
         importance: What decides which channels a state loses when it is repaired: magnitudes
             (`"l1"`, `"l2"`), or the first-order change of the loss (`"taylor"`).
         repair_temperature: Of the draw by which a state is repaired; 0 always takes the least
@@ -68,7 +72,8 @@ class Ising(MethodConfig):
             `torch.vmap` (`"vmap"`), really cut (`"compact"`), or as is found to be fastest in the
             first generation (`"measured"`). `"auto"` measures on accelerators; on a CPU it takes
             `"compact"` if that computes the same, so that a seed gives one result.
-        refresh: Optimizer steps after which the Ising couplings follow the weights.
+        refresh: Optimizer steps after which importances and Ising couplings follow the weights; a
+            tenth of the search at most.
         bn_batches: Batches for the statistics of batch norms when the search ends; 0 leaves them.
         max_removed: Share of its units that a group loses at most.
         channel_multiple: Channel counts are multiples of this; `None` takes the hardware's.

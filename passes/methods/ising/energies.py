@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from passes.graph import ModelGraph
 from passes.inputs import Batch, Call
 from passes.ising.gate_gradients import flip_changes, gate_gradients
 from passes.ising.local_search import best_flips
+from passes.ising.repair import Repair
 from passes.ising.swaps import descend_swaps
 from passes.ising.task_energy import combined, energy_scales, task_energy
 from passes.methods.ising.candidates import Candidates
@@ -20,6 +22,23 @@ from passes.methods.ising.ising_part import IsingPart
 from passes.methods.ising.search import Energies, Neighbour
 from passes.methods.ising.setting import Setting, everything
 from passes.rewrite.live_gates import LiveGates
+
+
+def by_chance(population: Tensor, key: bytes) -> Tensor:
+    """A number from 0 to 1 for each state, by chance and the same for the same state.
+
+    So a state that was once the best stays it, as with any other energy.
+
+    Args:
+        population: bool `(states, nodes)`.
+        key: Of the numbers.
+
+    Returns:
+        float64 `(states,)`.
+    """
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=6, key=key) for row in population.numpy()]
+    numbers = [int.from_bytes(found.digest(), "big") / 2**48 for found in hashes]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 class CandidateEnergies:
@@ -47,11 +66,19 @@ class CandidateEnergies:
         self._candidates = Candidates(gates, config)
         self._ising = IsingPart(graph, setting, gates, config.inter)
         self._scales: tuple[float, ...] = ()
+        self._chance = b""
+        if config.energy == "random":
+            self._chance = int(torch.randint(2**62, (), generator=generator)).to_bytes(8, "big")
 
     @property
     def backend(self) -> str:
         """How candidates are run; empty as long as none was."""
         return self._candidates.backend
+
+    def aim(self, repair: Repair) -> None:
+        """Let the Ising energy favour states near a budget, as it is now."""
+        if self._config.couples:
+            self._ising.aim(repair)
 
     def refresh(self, calls: Iterable[Call]) -> None:
         """Let the Ising couplings follow the weights, if they play a part.
@@ -83,7 +110,7 @@ class CandidateEnergies:
 
         def energies(population: Tensor) -> Tensor:
             if self._config.energy == "random":
-                return torch.rand(len(population), generator=self._generator, dtype=torch.float64)
+                return by_chance(population, self._chance)
             if self._config.energy == "ising":
                 return self._ising.energy(population)
             assert batch is not None

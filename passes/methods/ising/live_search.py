@@ -54,6 +54,7 @@ class LiveSearch:
         self.energies = CandidateEnergies(graph, setting, self.gates, config, generator)
         self.search = KeepStateSearch(setting.repair, config, generator)
         self.scores = torch.zeros(setting.layout.nodes, dtype=torch.float64)
+        self._aimed: tuple[ResolvedLimit, ...] = ()
 
     @property
     def over(self) -> str:
@@ -70,6 +71,7 @@ class LiveSearch:
             limits: The budget at the beginning.
             start: Where the Ising energy is lowered from first; `None` is with everything.
         """
+        self._aim(limits)
         self.refresh(calls)
         self.search.begin(self.scores, limits, self.energies.lowest(start, self.scores))
 
@@ -95,6 +97,7 @@ class LiveSearch:
             if taken is None:
                 self.skipped += 1
                 return
+        self._aim(limits)
         compare, better = self.energies.on(taken), self.energies.better(taken)
         self.search.advance(compare, self.scores, limits, better)
 
@@ -105,13 +108,22 @@ class LiveSearch:
             batch: The samples; `None` where candidates are not run.
             budget: The limits of each generation.
         """
-        compare, better = self.energies.on(batch), self.energies.better(batch)
-        if self._config.energy != "random":
-            compare = remembered(compare)
+        better = self.energies.better(batch)
+        compare = remembered(self.energies.on(batch))
         for limits in budget:
+            if self._aim(limits):
+                compare = remembered(self.energies.on(batch))
             self.search.advance(compare, self.scores, limits, better)
             if self.over:
                 break
+
+    def _aim(self, limits: Sequence[ResolvedLimit]) -> bool:
+        """Tell the energies the budget; whether it is another one than before."""
+        if tuple(limits) == self._aimed:
+            return False
+        self._aimed = tuple(limits)
+        self.energies.aim(self.setting.repair.under(limits))
+        return True
 
     def follow(self) -> None:
         """Let the model be in the best state."""

@@ -34,6 +34,16 @@ from passes.reconstruct.batch_norm import reestimate_batch_norms
 from passes.rewrite.shrink import shrink
 from passes.structure.costs import KEYS, LATENCY
 
+# Share of the search during which the budget falls; then it can converge.
+FALL = 0.7
+# Times at least that importances and couplings follow the weights during a search.
+_FOLLOWED = 10
+
+
+def refresh_steps(config: Ising, search_steps: int) -> int:
+    """Optimizer steps after which importances and couplings follow the weights."""
+    return max(1, min(config.refresh, search_steps // _FOLLOWED))
+
 
 class IsingPruning(Method):
     """Evolves keep-states towards a low energy, and removes what the best one drops."""
@@ -128,7 +138,7 @@ class IsingPruning(Method):
         if live is None:
             return
         live.held.restore()
-        if step % self.config.refresh == 0:
+        if step % self._refresh_steps == 0:
             live.refresh([] if self._batch is None else [self._batch.call])
         if step % self.config.every == 0:
             live.step(self._batch, self._limits(step))
@@ -193,6 +203,10 @@ class IsingPruning(Method):
     def _search_steps(self) -> int:
         return max(1, round(self.config.search_share * self._run.total_steps))
 
+    @property
+    def _refresh_steps(self) -> int:
+        return refresh_steps(self.config, self._search_steps)
+
     def _limits(self, step: int) -> tuple[ResolvedLimit, ...]:
         return self._limits_at(step / self._search_steps, self._run.limits)
 
@@ -200,7 +214,8 @@ class IsingPruning(Method):
         self, share: float, limits: Sequence[ResolvedLimit]
     ) -> tuple[ResolvedLimit, ...]:
         """The budget when a share of the search is over."""
-        return annealed(limits, min(1.0, share)) if self.config.anneal else tuple(limits)
+        fallen = min(1.0, share / FALL)
+        return annealed(limits, fallen) if self.config.anneal else tuple(limits)
 
     def _setting(self, graph: ModelGraph) -> Setting:
         """That of the plan, if it was made for the same model."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from energy_model.errors import PreconditionError
 from passes.inputs import Batch
@@ -18,7 +17,7 @@ _LEAST_SCORED = 16
 
 
 def scored_rows(batch: Batch | None, share: float, *, classes: bool) -> Batch | None:
-    """The first samples of a batch; the whole batch where these are all of one class.
+    """Some samples of a batch, where classes count as many of each as there are.
 
     Args:
         batch: What was trained on last.
@@ -26,22 +25,16 @@ def scored_rows(batch: Batch | None, share: float, *, classes: bool) -> Batch | 
         classes: Candidates are compared by class.
 
     Returns:
-        `None` where all samples are of one class, or there is no batch.
+        In their order; `None` where all are of one class, or there is no batch.
     """
     if batch is None:
         return None
     size = batch.call.batch_size or 1
     count = min(size, max(_LEAST_SCORED, math.ceil(share * size)))
-    for taken in (batch.rows(torch.arange(count)), batch):
-        if not classes or not _one_class(taken.targets, taken.call.batch_size or 1):
-            return taken
-    return None
-
-
-def _one_class(targets: object, size: int) -> bool:
-    if not isinstance(targets, Tensor) or targets.shape != (size,):
-        return False
-    return not targets.is_floating_point() and bool((targets == targets[0]).all())
+    known = batch.classes if classes else None
+    if known is not None and bool((known == known[0]).all()):
+        return None
+    return batch.rows(batch.in_turns(count) if classes else torch.arange(count))
 
 
 def fixed_samples(config: Ising, run: Run) -> Batch | None:

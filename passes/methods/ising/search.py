@@ -53,7 +53,7 @@ class KeepStateSearch:
 
     @property
     def best(self) -> Tensor:
-        """The state of the lowest energy, or before any is known the one that scores chose."""
+        """The state of the lowest energy, or before any is known the first one."""
         if not len(self.population):
             raise PreconditionError("begin() was not called", where="search over keep-states")
         return self.population[self._best]
@@ -190,7 +190,9 @@ def remembered(energies: Energies) -> Energies:
 
 def _evolution(repair: Repair, config: Ising) -> Evolution:
     if config.search == "ratio-de":
-        return RatioEvolution(repair.groups, repair.multiple)
+        return RatioEvolution(
+            repair.groups, repair.multiple, mutation=config.mutation, crossover=config.crossover
+        )
     noise: float | Tensor = 0.0 if config.noise is None else config.noise
     if config.noise is None:
         sizes = torch.tensor(repair.layout.sizes, dtype=torch.int64)

@@ -143,17 +143,17 @@ def test_a_result_that_is_compressed_further_is_not_cut_too_far():
     ("labels", "share", "taken"),
     [
         ([0, 1, 2, 3] * 16, 0.5, 32),
-        ([0] * 32 + [2] * 32, 0.5, 64),  # the first ones are alike
-        ([0] * 32 + [2] * 32, 0.75, 48),
+        ([0] * 32 + [2] * 32, 0.5, [*range(16), *range(32, 48)]),  # of each as many
+        ([0] * 60 + [2] * 4, 0.5, [*range(28), *range(60, 64)]),  # as far as there are
         ([0, 1] * 32, 0.51, 33),  # rounded up
         ([0, 1] * 32, 0.01, 16),  # so many at least
-        ([0] * 16 + [1] * 48, 0.01, 64),
+        ([0] * 16 + [1] * 48, 0.01, [*range(8), *range(16, 24)]),
         ([0, 1], 0.01, 2),  # there are no more
         ([1, 1, 1, 1], 0.5, None),
         ([3], 1.0, None),
     ],
 )
-def test_the_first_samples_that_hold_two_classes(labels, share, taken):
+def test_the_first_samples_of_every_class(labels, share, taken):
     x = torch.arange(len(labels)).float()[:, None]
     batch = Batch(as_call(nn.Linear(1, 1), x), torch.tensor(labels))
     found = scored_rows(batch, share, classes=True)
@@ -161,8 +161,11 @@ def test_the_first_samples_that_hold_two_classes(labels, share, taken):
         assert found is None
         assert scored_rows(batch, share, classes=False) is not None
     else:
-        assert torch.equal(found.call.args[0], x[:taken])
-        assert found.targets.tolist() == labels[:taken]
+        rows = list(range(taken)) if isinstance(taken, int) else taken
+        assert torch.equal(found.call.args[0], x[rows])
+        assert found.targets.tolist() == [labels[row] for row in rows]
+        first = scored_rows(batch, share, classes=False)
+        assert torch.equal(first.call.args[0], x[: len(rows)])
 
 
 def test_targets_that_are_no_classes_are_no_reason_to_skip():
