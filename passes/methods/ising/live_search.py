@@ -71,15 +71,19 @@ class LiveSearch:
             limits: The budget at the beginning.
             start: Where the Ising energy is lowered from first; `None` is with everything.
         """
-        self._aim(limits)
-        self.refresh(calls)
+        self.refresh(calls, limits)
         self.search.begin(self.scores, limits, self.energies.lowest(start, self.scores))
 
-    def refresh(self, calls: Iterable[Call]) -> None:
-        """Let what depends on the weights follow them: importance and Ising couplings.
+    def refresh(self, calls: Iterable[Call], limits: Sequence[ResolvedLimit]) -> None:
+        """Let importance and Ising couplings follow the weights, and the Ising bias the budget.
 
-        Both are those of the whole network: behind a closed gate nothing would seem to matter.
+        They are those of the whole network: behind a closed gate nothing would seem to matter.
+
+        Args:
+            calls: Samples that the activity of feature maps is measured on.
+            limits: The budget now.
         """
+        self._aim(limits)
         with self.gates.acting(self.gates.rows(everything(self.setting.layout)[None])[0]):
             self.scores = self.setting.scores(self.graph, self._config, self._run.gradients)
         self.energies.refresh(calls)
@@ -97,7 +101,6 @@ class LiveSearch:
             if taken is None:
                 self.skipped += 1
                 return
-        self._aim(limits)
         compare, better = self.energies.on(taken), self.energies.better(taken)
         self.search.advance(compare, self.scores, limits, better)
 

@@ -139,7 +139,8 @@ class IsingPruning(Method):
             return
         live.held.restore()
         if step % self._refresh_steps == 0:
-            live.refresh([] if self._batch is None else [self._batch.call])
+            calls = [] if self._batch is None else [self._batch.call]
+            live.refresh(calls, self._limits(step))
         if step % self.config.every == 0:
             live.step(self._batch, self._limits(step))
             live.follow()

@@ -207,7 +207,7 @@ def test_generations_come_every_few_steps_and_follow_the_weights_when_due():
     training = Searching(Ising(every=3, refresh=2, energy="ising", search_share=1.0))
     seen, live = [], training.live
     refresh = live.refresh
-    live.refresh = lambda calls: (seen.append(training.number), refresh(calls))
+    live.refresh = lambda *given: (seen.append(training.number), refresh(*given))
     generations = []
     for _ in range(9):
         training.step()
@@ -218,7 +218,7 @@ def test_generations_come_every_few_steps_and_follow_the_weights_when_due():
 
 def test_importance_by_gradients_does_not_write_off_what_is_closed():
     training = Searching(Ising(importance="taylor", anneal=False, **LIVELY))
-    training.live.refresh([])
+    training.live.refresh([], training.run.limits)
     closed = ~training.live.gates.bits
     assert closed.any()
     assert (training.live.scores[closed] > 0).all()
