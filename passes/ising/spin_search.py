@@ -1,11 +1,10 @@
-"""States of low Ising energy: steepest descent, tabu search and simulated annealing.
+"""States of low Ising energy: steepest descent and tabu search.
 
-All take a population and improve each state on its own; none is ever worse than its start, and all
-end in a local optimum, where no single flip lowers the energy. A flip costs `O(n_g)`.
+Both take a population and improve each state on its own; neither is ever worse than its start, and
+both end in a local optimum, where no single flip lowers the energy. A flip costs `O(n_g)`.
 
-Simulated annealing is that of S. Kirkpatrick, C. D. Gelatt, M. P. Vecchi, Science 220, 1983; the
-tabu search is the one-flip search of F. Glover, G. A. Kochenberger, B. Alidaee, "Adaptive Memory
-Tabu Search for Binary Quadratic Programs", Management Science 44, 1998, with random tenures.
+The tabu search is the one-flip search of F. Glover, G. A. Kochenberger, B. Alidaee, "Adaptive
+Memory Tabu Search for Binary Quadratic Programs", Management Science 44, 1998, with random tenures.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from passes.ising.ising_energy import IsingEnergy
 
 # Flips that lower the energy by less than this share of the largest field are rounding.
 _ROUNDING = 1e-12
-# The last temperature of annealing, as a share of the first.
-_COOLED = 1e-2
 
 
 class _Spins:
@@ -163,76 +160,6 @@ def _tabu(spins: _Spins, generator: Generator, patience: int, tenure: int) -> Te
         if energy < lowest - spins.rounding:
             best, lowest, since = spins.bits.clone(), energy, 0
     return best
-
-
-def anneal(
-    energy: IsingEnergy,
-    population: Tensor,
-    *,
-    generator: Generator,
-    sweeps: int = 50,
-    hottest: float | None = None,
-    least: Mapping[str, int] | None = None,
-) -> Tensor:
-    """Simulated annealing, with a temperature that falls geometrically, and a last descent.
-
-    Args:
-        energy: The energy.
-        population: Where to start, bool `(states, nodes)`.
-        generator: Source of randomness, on the CPU.
-        sweeps: How often every node is offered a flip, at least 1.
-        hottest: First temperature, in units of the energy; by default the mean change of a flip at
-            the start of each state. The last is a hundredth of it.
-        least: Units that groups keep at least, by name; 1 for those that are absent.
-
-    Returns:
-        bool `(states, nodes)`: a local optimum for every start, never worse than what descent from
-        the start finds.
-
-    Raises:
-        ArgumentError: The population does not fit, starts below the least units, or a number is out
-            of range.
-    """
-    floors = _floors(energy, population, least)
-    if sweeps < 1:
-        raise ArgumentError(f"{sweeps!r} is not at least 1", where="sweeps")
-    if hottest is not None and not 0 < hottest < math.inf:
-        raise ArgumentError(f"{hottest!r} is no finite number above 0", where="hottest")
-    bits = population.clone()
-    mean = energy.flip_deltas(bits).abs().mean(1).numpy() if bits.numel() else np.zeros(len(bits))
-    heat = np.maximum(mean if hottest is None else np.full(len(bits), hottest), 1e-300)
-    for sweep in range(sweeps):
-        fall = _COOLED ** (sweep / max(1, sweeps - 1))
-        _sweep(energy, bits, heat * fall, floors, generator)
-    found = list(descend(energy, bits, least=least))
-    return _better(energy, descend(energy, population, least=least), found)
-
-
-def _sweep(
-    energy: IsingEnergy,
-    bits: Tensor,
-    heat: NDArray[np.float64],
-    floors: NDArray[np.int64],
-    generator: Generator,
-) -> None:
-    """Offer every node a flip in all states, in random order, at one temperature for each state."""
-    states, nodes = bits.shape
-    fields = energy.local_fields(bits)
-    kept = energy.layout.kept(bits).numpy() if nodes else np.zeros((states, 0), dtype=np.int64)
-    on, row = bits.numpy(), fields.numpy()
-    group = np.repeat(np.arange(len(floors)), energy.layout.sizes)
-    # A flip is taken if it costs less than this: u < exp(-delta / T).
-    draws = torch.rand(nodes, states, generator=generator, dtype=torch.float64).numpy()
-    allowed = -heat * np.log(np.maximum(draws, 1e-300))
-    for node in torch.randperm(nodes, generator=generator).tolist():
-        now, g = on[:, node], group[node]
-        taken = np.where(now, -row[:, node], row[:, node]) < allowed[node]
-        taken &= ~now | (kept[:, g] > floors[g])
-        if taken.any():
-            change = np.where(taken, np.where(now, -1.0, 1.0), 0.0)
-            on[:, node] = now ^ taken
-            kept[:, g] += change.astype(np.int64)
-            energy.shift_fields(fields, node, torch.from_numpy(change))
 
 
 def _floors(

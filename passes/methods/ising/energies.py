@@ -12,7 +12,7 @@ from torch import Tensor
 from passes.graph import ModelGraph
 from passes.inputs import Batch, Call
 from passes.ising.gate_gradients import flip_changes, gate_gradients
-from passes.ising.local_search import best_flips
+from passes.ising.local_search import best_swaps
 from passes.ising.repair import Repair
 from passes.ising.swaps import descend_swaps
 from passes.ising.task_energy import combined, energy_scales, task_energy
@@ -147,7 +147,7 @@ class CandidateEnergies:
             if self._config.couples and self._scales:
                 ising = self._ising.energy.flip_deltas(row[None])[0]
                 changes = combined(changes, ising, self._config.ising_weight, self._scales)
-            return best_flips(row[None], changes, count, layout=self._setting.layout)[0]
+            return best_swaps(row[None], changes, count, self._setting.layout)[0]
 
         return swapped
 

@@ -20,7 +20,6 @@ from passes.ising.evolution import (
     mutated,
     select,
 )
-from passes.ising.local_search import descend
 
 
 def seeded(seed):
@@ -210,7 +209,7 @@ def test_malformed_selections_are_refused():
 
 
 def quadratic(seed, nodes):
-    """A random symmetric energy, and the change of every flip of a row."""
+    """A random symmetric energy."""
     weights = torch.randn(nodes, nodes, generator=seeded(seed), dtype=torch.float64)
     weights = (weights + weights.T) / 2
 
@@ -218,11 +217,7 @@ def quadratic(seed, nodes):
         x = population.double()
         return torch.einsum("sp,pq,sq->s", x, weights, x)
 
-    def changes(row):
-        x = row.double()
-        return (1 - 2 * x) * (2 * (weights @ x - weights.diagonal() * x) + weights.diagonal())
-
-    return energy, changes
+    return energy
 
 
 def all_rows(nodes):
@@ -247,7 +242,7 @@ def reached(seeds, noise):
     """In how many runs the optimum of a random energy of 12 nodes is found."""
     count = 0
     for seed in seeds:
-        energy, _ = quadratic(seed, 12)
+        energy = quadratic(seed, 12)
         optimum = float(energy(all_rows(12)).min())
         generator = seeded(seed + 1000)
         start = draws(generator, 16, 12) < 0.5
@@ -267,17 +262,13 @@ def test_the_optimum_of_12_nodes_is_found(noise, seeds, least):
 
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_energy_never_rises_and_descent_makes_it_no_worse(seed):
-    energy, changes = quadratic(seed, 60)
+def test_the_best_energy_never_rises(seed):
+    energy = quadratic(seed, 60)
     generator = seeded(seed)
     start = draws(generator, 8, 60) < 0.5
-    history, population = run(energy, start, generator, 60, BinaryEvolution(noise=1 / 60))
+    history, _ = run(energy, start, generator, 60, BinaryEvolution(noise=1 / 60))
     assert all(b <= a for a, b in itertools.pairwise(history))
     assert history[-1] < history[0]
-    for row in population:
-        lower = descend(changes, row)
-        assert float(energy(lower[None])) <= float(energy(row[None])) + 1e-9
-        assert float(changes(lower).min()) >= -1e-9
 
 
 def test_the_same_seed_gives_the_same_children():
@@ -295,7 +286,7 @@ def test_nothing_global_is_drawn():
 
 
 def test_a_resumed_search_goes_on_as_before():
-    energy, _ = quadratic(0, 40)
+    energy = quadratic(0, 40)
     generator = seeded(1)
     start = draws(generator, 8, 40) < 0.5
     evolution = BinaryEvolution(noise=0.02)

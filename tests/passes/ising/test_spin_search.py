@@ -22,7 +22,7 @@ from passes.ising.couplings import Couplings
 from passes.ising.ising_energy import IsingEnergy
 from passes.ising.layout import Layout
 from passes.ising.redundancy import kernel_divergence
-from passes.ising.spin_search import anneal, descend, tabu_search
+from passes.ising.spin_search import descend, tabu_search
 
 NONE_LEFT = {"g0": 0, "g1": 0, "g2": 0}
 
@@ -31,15 +31,11 @@ def descended(energy, population, *, generator, least=None):
     return descend(energy, population, least=least)
 
 
-def short_anneal(energy, population, *, generator, least=None):
-    return anneal(energy, population, generator=generator, sweeps=15, least=least)
-
-
 def short_tabu(energy, population, *, generator, least=None):
     return tabu_search(energy, population, generator=generator, patience=40, least=least)
 
 
-SOLVERS = [descended, short_tabu, short_anneal]
+SOLVERS = [descended, short_tabu]
 
 
 def floors_of(layout, least):
@@ -79,7 +75,7 @@ def test_the_check_of_local_optima_can_fail():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", [short_tabu, short_anneal])
+@pytest.mark.parametrize("solver", [short_tabu])
 def test_small_instances_are_solved(solver):
     solved = 0
     for seed in range(20):
@@ -106,13 +102,6 @@ def test_the_same_seed_gives_the_same_states(solver):
     found = [solver(energy, start, generator=seeded(9)) for _ in range(2)]
     assert torch.equal(*found)
     assert torch.equal(torch.random.get_rng_state(), random)
-
-
-def test_another_seed_takes_another_way():
-    energy = random_energy(5, (40, 60), ((0, 1),))
-    start = random_population(5, 8, 100)
-    found = [anneal(energy, start, generator=seeded(s), sweeps=3) for s in range(2)]
-    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
@@ -195,16 +184,7 @@ def test_malformed_starts_are_refused(solver):
         solver(energy, start.double(), generator=seeded(0))
 
 
-@pytest.mark.parametrize(
-    ("solver", "options"),
-    [
-        (tabu_search, {"patience": -1}),
-        (tabu_search, {"tenure": -1}),
-        (anneal, {"sweeps": 0}),
-        (anneal, {"hottest": 0.0}),
-        (anneal, {"hottest": math.nan}),
-    ],
-)
-def test_numbers_out_of_range_are_refused(solver, options):
+@pytest.mark.parametrize("options", [{"patience": -1}, {"tenure": -1}])
+def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
-        solver(one_group(TABLE), torch.ones(1, 3) > 0, generator=seeded(0), **options)
+        tabu_search(one_group(TABLE), torch.ones(1, 3) > 0, generator=seeded(0), **options)
