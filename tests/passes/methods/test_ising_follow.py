@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ising_nets import Searching
+from ising_nets import Searching, conv_data, conv_net
 
+import transform
 from passes.ising.repair import annealed
 from passes.methods.ising import Ising
 from passes.methods.ising.energies import by_chance
@@ -77,10 +78,15 @@ def test_states_of_low_ising_energy_use_the_budget_of_the_moment():
 
 def test_a_leap_finds_what_a_repair_by_importance_does_not(monkeypatch):
     def lowest():
-        training = Searching(Ising(energy="ising", search_share=1.0), steps=40)
-        training.steps(27)
-        part, best = training.live.energies._ising, training.live.search.best
-        return float(part.energy(best[None]))
+        result = transform.compress(
+            conv_net(),
+            "macs<=40%",
+            data=conv_data(),
+            method=Ising(energy="ising", generations=20),
+            train=False,
+            progress="none",
+        )
+        return result.plan.details["search"]["energy_best"]
 
     leaping = lowest()
     monkeypatch.setattr(LiveSearch, "_leap", lambda self, row: row)
