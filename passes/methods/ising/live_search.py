@@ -121,10 +121,10 @@ class LiveSearch:
         compare = remembered(self.energies.on(batch))
         for number, limits in enumerate(budget, 1):
             better = self.energies.better(batch)
-            if self._aim(limits):
-                compare = remembered(self.energies.on(batch))
+            if self._aim(limits) and self._config.couples:
+                compare = remembered(self.energies.on(batch))  # the bias is another one
                 fallen = tuple(limits) == tuple(budget[-1])
-                if self._config.couples and (fallen or number * LEAPS % len(budget) < LEAPS):
+                if fallen or number * LEAPS % len(budget) < LEAPS:
                     better = self._leap
             self.search.advance(compare, self.scores, limits, better)
             if self.over:
