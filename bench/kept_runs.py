@@ -23,6 +23,8 @@ from transform.storage import load
 
 KEPT = "kept.json"
 FORMAT, VERSION = "transform-kept", 1
+_NUMBERS = ("loss", "samples", "share", "bytes")
+_RUN_AGAIN, _TEST_AGAIN = "Run the recipe again.", "Remove it to test the run again."
 # Of the accuracy that the run itself noted; another machine may turn a few samples.
 _TOLERANCE = 0.005
 
@@ -86,26 +88,23 @@ def read_kept(folders: Iterable[Path], data_root: Path | None = None) -> list[Ke
 
 def _kept(folder: Path, result: Mapping[str, Any], test: _TestData) -> Kept:
     file, cell = folder / KEPT, result["cell"]
+    if "macs" not in result:
+        raise StorageError("the run has no count of its MACs", where=str(folder), remedy=_RUN_AGAIN)
     known = _read(file, result["identity"]) if file.is_file() else None
     found = known or _evaluated(folder, result, test)
-    try:
-        _check_same(found, result, file)
-        if known is None:
-            write_file(file, json_bytes(found))
-        return Kept(
-            cell["label"],
-            cell["budget"],
-            cell["seed"],
-            TopK(found["loss"], tuple(found["top"][str(rank)] for rank in RANKS), found["samples"]),
-            found["share"],
-            (result["params"]["before"], result["params"]["after"]),
-            (result["macs"]["before"], result["macs"]["after"]),
-            found["bytes"],
-        )
-    except KeyError as error:
-        raise StorageError(
-            f"{error} is missing", where=str(file), remedy="Remove it to test the run again."
-        ) from error
+    _check_same(found, result, file)
+    if known is None:
+        write_file(file, json_bytes(found))
+    return Kept(
+        cell["label"],
+        cell["budget"],
+        cell["seed"],
+        TopK(found["loss"], tuple(found["top"][str(rank)] for rank in RANKS), found["samples"]),
+        found["share"],
+        (result["params"]["before"], result["params"]["after"]),
+        (result["macs"]["before"], result["macs"]["after"]),
+        found["bytes"],
+    )
 
 
 def _read(file: Path, identity: str) -> dict[str, Any]:
@@ -116,8 +115,13 @@ def _read(file: Path, identity: str) -> dict[str, Any]:
             raise StorageError(
                 f"its {key} is {found.get(key)!r}, that of the run {value!r}",
                 where=str(file),
-                remedy="Remove it to test the run again.",
+                remedy=_TEST_AGAIN,
             )
+    top = found.get("top", {})
+    missing = [name for name in _NUMBERS if name not in found]
+    missing += [str(rank) for rank in RANKS if str(rank) not in top]
+    if missing:
+        raise StorageError(f"{missing[0]!r} is missing", where=str(file), remedy=_TEST_AGAIN)
     return found
 
 
@@ -135,12 +139,8 @@ def _check_same(found: Mapping[str, Any], result: Mapping[str, Any], file: Path)
 
 def _evaluated(folder: Path, result: Mapping[str, Any], test: _TestData) -> dict[str, Any]:
     file = folder / MODEL
-    if "macs" not in result or not file.is_file():
-        raise StorageError(
-            "the run has no ONNX file, or no count of its MACs",
-            where=str(folder),
-            remedy="Run the recipe again.",
-        )
+    if not file.is_file():
+        raise StorageError("the run has no ONNX file", where=str(folder), remedy=_RUN_AGAIN)
     original = load_model(result["recipe"]["model"], seed=result["cell"]["seed"])
     model = load(file.parent, original).model
     scores = top_k(model, test(result["recipe"]["data"]))

@@ -44,8 +44,8 @@ _NOTE = (
     "node for every filter and input of a linear layer, ours for every channel that can go. Both "
     "are ratios to a plain step of the same batch; random images, {classes} classes, {states} "
     "states, {images}. Networks of few images a step pay most: for what does not grow with the "
-    "batch, repairing and cutting candidates, and for the 16 samples. Importances follow the "
-    "weights every 100 steps; such steps are not among them."
+    "batch, repairing and cutting candidates, and for the 16 samples. Steps at which "
+    "importances follow the weights are not among them."
 )
 
 

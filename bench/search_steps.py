@@ -18,7 +18,7 @@ from bench.search_sizes import (
 from bench.search_training import LONG, SearchTraining, macs_of
 from bench.speed.ratio import Check, Outcome, Ratio
 from bench.speed.rounds import Settings, Turn, clocked, interleave
-from passes.methods.ising.method import refresh_steps
+from passes.methods.ising.method import FALL, refresh_steps
 
 _TARGETS = {"margin": MARGIN_TARGET, "ising": ISING_TARGET}
 _TOLD = {"margin": "margin energy", "ising": "Ising energy"}
@@ -64,8 +64,8 @@ def measure_steps(sizes: SearchSizes, settings: Settings) -> Outcome:
 def _searched(sizes: SearchSizes, data: list[Batch], energy: str, budget: str) -> _Searched:
     config = sizes.search(energy)
     training = SearchTraining(sizes.task.subject.model(), data, config, budget, LONG)
-    # The budget falls while it is searched: the middle stands for the mean.
-    training.number = round(LONG * config.search_share / 2)
+    # The budget falls, and then stays: the moment when it has fallen as far as in the mean.
+    training.number = round(LONG * config.search_share * FALL * (1 - FALL / 2))
     first = clocked(training.step)()
     # Its search takes two steps; the first of them chooses the back end.
     compact = SearchTraining(sizes.task.subject.model(), data, config, budget, 8)

@@ -40,8 +40,8 @@ class Ising(MethodConfig):
             states that are compared first.
         inter: Weight of the couplings between groups, against 1 within: at 1, as in the paper,
             whole groups are preferred to others.
-        search: `"ratio-de"` evolves the share that each group keeps, at rates of its own, and
-            importance decides which units these are; `"de"` evolves the bits, as in the papers;
+        search: `"ratio-de"` evolves the share that each group keeps, and importance decides
+            which units these are; `"de"` evolves the bits, as in the papers;
             `"de+ls"` also swaps those that are expected to gain most, to first order.
         init_keep: `"budget"` starts with states that use the budget up; a number is the share of
             the units that each of the first states keeps, before it is brought within the budget.

@@ -43,7 +43,7 @@ class IsingPart:
         self._couplings: Couplings | None = None
         self._known: IsingEnergy | None = None
         self._measured = 0
-        self._repair: Repair = setting.repair
+        self._repair = setting.repair
 
     @property
     def energy(self) -> IsingEnergy:
@@ -58,8 +58,6 @@ class IsingPart:
 
     def aim(self, repair: Repair) -> None:
         """Let the bias favour states near a budget, as it is now."""
-        if repair.limits == self._repair.limits:
-            return
         self._repair = repair
         if self._couplings is not None and self._known is not None:
             bias = self._bias()
