@@ -58,6 +58,11 @@ class SearchSizes:
         small = replace(RESNET20, batch=8, input_shape=(3, 8, 8))
         return cls(small, 1, 8, (2, 4), 4, 2, _LEAST_SIDE, ("squeezenet1_1", "resnet18"))
 
-    def search(self, energy: str) -> Ising:
-        """The configuration of the search: the defaults, and an end that never comes by itself."""
-        return Ising(states=self.states, energy=energy, patience=10**6)
+    def search(self, energy: str, multiple: int | None = None) -> Ising:
+        """The configuration of the search: the defaults, and an end that never comes by itself.
+
+        Args:
+            energy: The energy.
+            multiple: Of which channel counts are multiples; `None` is the hardware's.
+        """
+        return Ising(states=self.states, energy=energy, patience=10**6, channel_multiple=multiple)

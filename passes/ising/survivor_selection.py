@@ -43,8 +43,6 @@ def select(
     child_energies: Tensor,
     parent_violations: Tensor,
     child_violations: Tensor,
-    *,
-    neutral: bool = False,
 ) -> Survivors:
     """Each parent or its child, by feasibility rules.
 
@@ -59,7 +57,6 @@ def select(
         child_energies: `(states,)`.
         parent_violations: `(states,)`, 0 where feasible.
         child_violations: `(states,)`.
-        neutral: Whether a child wins that is just as good.
 
     Raises:
         ArgumentError: Shapes do not fit, or a violation is negative or not finite.
@@ -72,9 +69,7 @@ def select(
         )
     old = _Ranked.of(parent_energies, parent_violations, states)
     new = _Ranked.of(child_energies, child_violations, states)
-    replaced = ~old.beats(new) if neutral else new.beats(old)
-    # Not even a child that is just as good may bring an energy that is not finite.
-    replaced &= new.finite
+    replaced = new.beats(old)
     energies = torch.where(replaced, new.energies, old.energies)
     if not bool(torch.isfinite(energies).any()):
         raise TrainingError(

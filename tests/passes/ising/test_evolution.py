@@ -177,17 +177,11 @@ def test_selection_by_feasibility_rules(rows):
         assert row >= best or wins(kept, own)
 
 
-def test_ties_keep_the_parent_unless_neutral():
+def test_ties_keep_the_parent():
     parents, zero = torch.zeros(4, 1, dtype=torch.bool), torch.zeros(4)
     assert not select(parents, ~parents, zero, zero, zero, zero).replaced.any()
-    assert select(parents, ~parents, zero, zero, zero, zero, neutral=True).replaced.all()
-    worse = select(parents, ~parents, zero, zero + 1, zero, zero, neutral=True)
-    assert not worse.replaced.any()
-    nan = torch.full((4,), math.nan)
-    assert not select(parents, ~parents, zero, nan, zero, zero, neutral=True).replaced.any()
     half = torch.tensor([math.nan, 0, 0, 0])
-    both = select(parents, ~parents, half, half, zero, zero, neutral=True)
-    assert both.replaced.tolist() == [False, True, True, True]
+    assert not select(parents, ~parents, half, half, zero, zero).replaced.any()
 
 
 def test_malformed_selections_are_refused():
