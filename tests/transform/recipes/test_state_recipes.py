@@ -30,6 +30,7 @@ WAYS = {
     "margin, de+ls": Ising(search="de+ls"),
     "margin, de": Ising(search="de"),
     "margin, before": Ising(search_share=0),
+    "margin, in eights": Ising(channel_multiple=8),
 }
 SETTING = ("model", "weights", "data", "input", "classes", "layers", "hardware")
 AT_ONCE = "l2, at once"
