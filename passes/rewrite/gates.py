@@ -155,15 +155,21 @@ def insert_gate(module: GraphModule, node: Node, gate: Gate) -> None:
     """
     by_name = next((name for name in ("input", "self") if name in node.kwargs), "")
     source = node.args[0] if node.args else node.kwargs[by_name]
-    path = _fresh(module, node.name)
-    module.add_submodule(path, gate)
-    module.get_submodule(path.rpartition(".")[0]).train(module.training)
+    path = add_gate(module, node, gate)
     with module.graph.inserting_before(node):
         gated = module.graph.call_module(path, (source,))
     if node.args:
         node.update_arg(0, gated)
     else:
         node.update_kwarg(by_name, gated)
+
+
+def add_gate(module: GraphModule, node: Node, gate: Gate) -> str:
+    """Register a gate that belongs to a node; returns its path."""
+    path = _fresh(module, node.name)
+    module.add_submodule(path, gate)
+    module.get_submodule(path.rpartition(".")[0]).train(module.training)
+    return path
 
 
 def _fresh(module: GraphModule, name: str) -> str:

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from energy_model.errors import ArgumentError, PreconditionError
 from passes.graph import Decision, ModelGraph
 from passes.ising.layout import Layout
 from passes.rewrite.gate_context import GateContext, LiveGate
+from passes.rewrite.gated_layer import GatedLayer, takes_gate
 from passes.rewrite.gates import (
     Places,
+    add_gate,
     gateable_module,
     head_places,
     insert_gate,
@@ -162,8 +164,7 @@ def attach_gates(graph: ModelGraph, groups: ChannelGroups, layout: Layout) -> Li
     layers = {path: _head_attention(module, path) for path, _ in heads}
     nodes = {node.name: node for node in module.graph.nodes}
     for (name, dim), index in _indices(reader_places(groups.free), layout):
-        gate = LiveGate(torch.from_numpy(index).to(device), dim, gates.context)
-        insert_gate(module, nodes[name], gate)
+        _place(module, nodes[name], torch.from_numpy(index).to(device), dim, gates.context)
     for path, index in heads:
         old, layer = layers[path]
         gate = LiveGate(torch.from_numpy(index).to(device), -1, gates.context)
@@ -174,6 +175,16 @@ def attach_gates(graph: ModelGraph, groups: ChannelGroups, layout: Layout) -> Li
     _recompile(module)
     graph.rewritten = True
     return gates
+
+
+def _place(module: GraphModule, node: Node, index: Tensor, dim: int, context: GateContext) -> None:
+    """Put a gate before a reader; a layer that sums over its channels becomes one with its gate."""
+    if not takes_gate(module, node):
+        insert_gate(module, node, LiveGate(index, dim, context))
+        return
+    path = str(node.target)
+    layer = GatedLayer(index, dim, context, path, module.get_submodule(path))
+    node.target = add_gate(module, node, layer)
 
 
 def detach_gates(graph: ModelGraph, gates: LiveGates) -> None:
@@ -199,7 +210,10 @@ def detach_gates(graph: ModelGraph, gates: LiveGates) -> None:
 def remove_live_gates(module: GraphModule) -> None:
     """Remove the nodes and modules of all live gates from a graph, in place."""
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and isinstance(module.get_submodule(node.target), LiveGate):
+        part = module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(part, GatedLayer):
+            node.target = part.path
+        elif isinstance(part, LiveGate):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     for part in module.modules():
