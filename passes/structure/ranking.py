@@ -37,8 +37,8 @@ class Ranking:
         self._order = np.argsort(scores, kind="stable")
         stays = keep[self._order]
         # Ranks, the next to move at the end; kept ones are negated so that both lists ascend.
-        self._kept = sorted(-int(rank) for rank in np.flatnonzero(stays))
-        self._gone = [int(rank) for rank in np.flatnonzero(~stays)]
+        self._kept: list[int] = (-np.flatnonzero(stays)[::-1]).tolist()
+        self._gone: list[int] = np.flatnonzero(~stays).tolist()
         wanted = -(-max(len(self._kept), self._least) // self._step) * self._step
         self._move_in(min(wanted, group.units) - len(self._kept))
 
