@@ -85,7 +85,7 @@ def test_a_generation_and_a_cut(name):
     graph = trace(model, batch.call, train=False)
     limit, before = Budget.parse("macs<=50%").limits[0], macs(graph)
     limits = (ResolvedLimit(limit, before, before // 2),)
-    config = Ising(states=4, backend="compact", score_share=1.0)
+    config = Ising(states=4, backend="compact", score_share=1.0, norms="running")
     setting = Setting.of(graph, HARDWARE, limits, config)
     assert setting.layout.nodes == NODES[name][1]
     gates = attach_gates(graph, setting.groups, setting.layout)
