@@ -186,7 +186,7 @@ def test_what_cannot_be_traced_still_compresses_and_says_so():
         ("nonzeros<=50%", "magnitude", "same price"),
         ("weight_bits<=50%", "magnitude", "same price"),
         ("sparse_macs<=50%", "energy", "worth their MACs"),
-        ("sparse_macs<=50%, macs<=90%", "l2", "only removing channels lowers"),
+        ("sparse_macs<=50%, macs<=90%", "l1", "only removing channels lowers"),
         ("energy<=60%, nonzeros<=50%", "energy", "worth their energy"),
     ],
 )
