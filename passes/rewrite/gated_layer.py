@@ -1,7 +1,7 @@
 """A layer and the gate before it in one node, so that the state that is set costs next to nothing.
 
 A convolution of inputs of which some are zero is one of the inputs as they are by weights of which
-as many are zero, and weights are far fewer than activations.
+as many are zero, and weights are mostly far fewer than activations.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class GatedLayer(LiveGate):
     """A gate, and the layer that reads what it lets through.
 
-    For the state that is set the gate is on the layer's weight: the outputs are the same as long as
-    dropped channels are finite, and so are all gradients, with zeros where the gate has them. For
-    rows of a context the gate is on the input.
+    For the state that is set the gate is on the layer's weight where that is the smaller one: the
+    outputs are the same as long as dropped channels are finite, and so are all gradients, with
+    zeros where the gate has them. Otherwise, and for rows of a context, it is on the input.
 
     Args:
         nodes: As in `LiveGate`.
@@ -45,15 +45,16 @@ class GatedLayer(LiveGate):
         """What the layer makes of the gated input."""
         (layer,) = self._layer
         weight: Any = layer.weight
-        if self.context.rows is not None or not self._reads_channels(weight, x):
+        if self.context.rows is not None or not self._is_for_weight(weight, x):
             return layer(super().forward(x))  # type: ignore[no-any-return]
         keep = self.keep.view(-1, *[1] * (weight.dim() - 2))
         masked = torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
         return functional_call(layer, {"weight": masked}, (x,))  # type: ignore[no-any-return]
 
-    def _reads_channels(self, weight: Tensor, x: Tensor) -> bool:
-        """Whether the dimension of the gate is the one that the layer sums over."""
-        return self.dim % x.dim() == x.dim() - (weight.dim() - 1)
+    def _is_for_weight(self, weight: Tensor, x: Tensor) -> bool:
+        """Whether the layer sums over the gate's dimension, and has no more weights than inputs."""
+        summed = x.dim() - (weight.dim() - 1)
+        return self.dim % x.dim() == summed and weight.numel() <= x.numel()
 
 
 def takes_gate(module: GraphModule, node: Node) -> bool:

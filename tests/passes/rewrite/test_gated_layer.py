@@ -17,9 +17,9 @@ KEEP = torch.tensor([True, False, True, True, False, False])
 LAYERS = {
     "conv1d": (nn.Conv1d(6, 4, 3, stride=2), (2, 6, 9), 1),
     "conv2d": (nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"), (2, 6, 5, 4), 1),
-    "unbatched": (nn.Conv2d(6, 4, 3, bias=False), (6, 5, 4), 0),
+    "unbatched": (nn.Conv2d(6, 4, 3, bias=False), (6, 7, 6), 0),
     "conv3d": (nn.Conv3d(6, 4, 2, dilation=2), (2, 6, 4, 4, 4), -4),
-    "linear": (nn.Linear(6, 4), (3, 6), 1),
+    "linear": (nn.Linear(6, 4), (5, 6), 1),
     "linear, last": (nn.Linear(6, 4, bias=False), (3, 5, 6), -1),
 }
 
@@ -57,6 +57,16 @@ def test_outputs_and_gradients_are_those_of_a_gate_before_the_layer(name):
         if gradient is not None:
             assert bool((gradient[:, ~KEEP] == 0).all())
             assert bool((gradient[:, KEEP] != 0).all())
+
+
+def test_the_gate_is_on_the_smaller_of_weight_and_input():
+    ours, layer, theirs, _ = pair(nn.Linear(6, 4), 1)
+    seen = []
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for rows, on_input in ((3, True), (4, False)):
+        x = torch.randn(rows, 6, dtype=torch.float64)
+        assert torch.allclose(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+        assert bool((seen.pop()[:, ~KEEP] == 0).all()) == on_input
 
 
 def test_where_channels_are_not_summed_over_the_gate_is_on_the_input():
