@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One thread a test process: two processes share two cores, and spinning pools starve each other.
-TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# Compiled modules are kept whatever the shell says: many tests start a process of their own.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 
 .PHONY: install demo test test-slow lint types bench clean
 
@@ -27,7 +28,7 @@ test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(TEST_ENV) HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -146,7 +146,7 @@ def convolutions(draw):
 
 
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=convolutions())
 def test_agrees_with_the_compilers_model(op, case):
     """Any kernel, stride, dilation, groups, padding and cache size, one or two dimensions."""

@@ -386,7 +386,7 @@ def test_which_bits_may_be_claimed_for_codes(claimed, holds, tmp_path):
 widths = st.sampled_from([None, 2, 4, 5, 8, 16, 32])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weights=widths,
     inputs=widths,
@@ -469,7 +469,7 @@ def test_codes_padded_with_another_code_are_inputs():
     assert use.inputs.shape == (1, 8, 8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 99), density=st.sampled_from([0.02, 0.3, 1.0]))
 def test_gaps_decode_to_the_weight(seed, density):
     generator = np.random.default_rng(seed)

@@ -130,7 +130,7 @@ def convolutions(draw):
 
 
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=convolutions())
 def test_agrees_with_the_compilers_model(op, case):
     """Any geometry, any mask, and caches so small that rows are fetched again."""
@@ -164,7 +164,7 @@ def test_agrees_with_the_compilers_model(op, case):
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 99),
     stride=st.integers(1, 3),

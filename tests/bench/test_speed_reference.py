@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.speed.projection import project, same_kept
@@ -68,7 +68,6 @@ def problems(draw):
 
 @pytest.mark.slow
 @given(problems())
-@settings(deadline=None)
 def test_the_reference_is_greedy_selection(problem):
     weights, ladders, capacities = problem
     found = SortedWeights(weights).project(ladders, capacities)
@@ -77,7 +76,6 @@ def test_the_reference_is_greedy_selection(problem):
 
 @pytest.mark.slow
 @given(problems())
-@settings(deadline=None)
 def test_the_projection_keeps_what_the_reference_keeps(problem):
     weights, ladders, capacities = problem
     subject = SimpleNamespace(weights=weights, ladders=ladders, capacities=capacities)

@@ -88,7 +88,7 @@ def test_tied_widths_are_one_variable() -> None:
     assert tied().marginal("inner", widths) == pytest.approx(2 * shares[0] / 4, rel=1e-15)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_marginal_is_the_slope_of_predict(seed: int) -> None:
     generator = np.random.default_rng(seed)

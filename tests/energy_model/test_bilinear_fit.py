@@ -42,7 +42,7 @@ def planted(terms, full_widths, generator, zeros: bool = False) -> BilinearModel
     return BilinearModel(intercept, tuple(coefficients), terms, full_widths, "J")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     form=chains() | tied_networks(),
     seed=st.integers(0, 2**32 - 1),

@@ -130,7 +130,7 @@ def test_one_token_costs_what_the_convolution_rule_says() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(layer=layers())
 def test_energy_against_counting_one_by_one(layer: Layer) -> None:
     shape = layer.shape
@@ -158,7 +158,7 @@ def count_for(layer: Layer) -> np.ndarray:
     return count_weights(layer.shape, layer.weights)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layer=layers())
 def test_relaxed_bounds_exact_and_meets_it_without_padding(layer: Layer) -> None:
     energy = layer_energy(layer.shape, EYERISS, count_for(layer), layer.inputs)
@@ -168,7 +168,7 @@ def test_relaxed_bounds_exact_and_meets_it_without_padding(layer: Layer) -> None
         assert energy.relaxed == energy.exact
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layer=layers(), data=st.data())
 def test_removing_a_weight_never_costs_energy(layer: Layer, data: st.DataObject) -> None:
     kept = np.flatnonzero(layer.weights)
@@ -180,7 +180,7 @@ def test_removing_a_weight_never_costs_energy(layer: Layer, data: st.DataObject)
     assert after.exact < before.exact
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layer=layers(), data=st.data())
 def test_masking_an_input_never_adds_multiplications(layer: Layer, data: st.DataObject) -> None:
     used = np.flatnonzero(layer.inputs)
@@ -210,7 +210,7 @@ def test_masking_an_input_can_cost_activation_energy() -> None:
     assert energies == [10171, 10562]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), data=st.data())
 def test_dense_arguments_are_the_default(shape: LayerShape, data: st.DataObject) -> None:
     per_channel = np.full((shape.in_channels, *shape.kernel), shape.out_per_group)

@@ -122,7 +122,7 @@ WIDTHS = st.tuples(*[st.integers(1, 20)] * 3)
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layer=layers(), bits=WIDTHS, word=st.sampled_from([8, 12, 16]))
 def test_against_fractions(layer: Layer, bits: tuple, word: int) -> None:
     hardware = Hardware("small", 3, 2, input_cache_bytes=64, weight_cache_bytes=12, word_bits=word)
@@ -135,7 +135,7 @@ def test_against_fractions(layer: Layer, bits: tuple, word: int) -> None:
     assert Fraction(energy.exact) == expected[0] + expected[1] + expected[3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), cache=st.integers(4, 40), index=st.integers(0, 16), bits=WIDTHS)
 def test_price_is_the_relaxed_energy_of_every_count(
     shape: LayerShape, cache: int, index: int, bits: tuple
@@ -155,7 +155,7 @@ def test_price_is_the_relaxed_energy_of_every_count(
     assert activations + price.energy(shape.weights) == whole
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layer=layers(), bits=WIDTHS, which=st.sampled_from(["weights", "inputs", "outputs"]))
 def test_energy_falls_with_every_width(layer: Layer, bits: tuple, which: str) -> None:
     """But for the inputs that are fetched again: see the next test."""
@@ -186,7 +186,7 @@ def test_narrower_inputs_may_pack_worse() -> None:
     assert twelve > thirteen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), seed=st.integers(0, 999), bits=WIDTHS)
 def test_masked_inputs_save_their_prices(shape: LayerShape, seed: int, bits: tuple) -> None:
     hardware, widths = Hardware("odd", 3, 2, input_cache_bytes=80, rf_energy=5), Widths(*bits)

@@ -49,7 +49,7 @@ def reads(shape: LayerShape) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shape=shapes())
 def test_windows_that_read_an_input_against_counting(shape: LayerShape) -> None:
     counts = np.zeros(shape.input_size, dtype=np.int64)
@@ -60,7 +60,7 @@ def test_windows_that_read_an_input_against_counting(shape: LayerShape) -> None:
     np.testing.assert_array_equal(found, counts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shape=shapes(), seed=st.integers(0, 999), density=st.sampled_from([0.0, 0.2, 0.6, 1.0]))
 def test_inputs_that_some_weight_reads_against_a_loop(
     shape: LayerShape, seed: int, density: float
@@ -75,7 +75,7 @@ def test_inputs_that_some_weight_reads_against_a_loop(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shape=shapes(), capacity=st.sampled_from([1, 12, 60, 10_000]))
 def test_prices_outputs_and_what_is_fetched_again_are_the_energy(
     shape: LayerShape, capacity: int
@@ -95,7 +95,7 @@ def test_prices_outputs_and_what_is_fetched_again_are_the_energy(
     assert total == activation_energy(shape, hardware)[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shape=shapes(), seed=st.integers(0, 999))
 def test_masked_inputs_save_their_prices(shape: LayerShape, seed: int) -> None:
     """True for any mask, but for the rows that are fetched again."""

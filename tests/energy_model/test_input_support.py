@@ -14,7 +14,7 @@ SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, max_side=6)
 MASKS = arrays.arrays(np.bool_, SHAPES)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mask=MASKS)
 def test_round_trip(mask: np.ndarray) -> None:
     support = InputSupport.of(mask)
@@ -24,7 +24,7 @@ def test_round_trip(mask: np.ndarray) -> None:
     assert (support.size, support.kept) == (mask.size, int(mask.sum()))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mask=MASKS, flip=st.integers(0, 10_000))
 def test_equal_exactly_when_the_entries_are(mask: np.ndarray, flip: int) -> None:
     support, same = InputSupport.of(mask), InputSupport.of(mask.copy())

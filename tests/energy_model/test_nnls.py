@@ -44,7 +44,7 @@ def problems(draw, largest: int = 5):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problem=problems())
 def test_no_active_set_does_better(problem) -> None:
     matrix, target = problem
@@ -53,7 +53,7 @@ def test_no_active_set_does_better(problem) -> None:
     assert residual(matrix, target, x) <= best + 1e-9 * (1 + np.linalg.norm(target))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problem=problems(largest=9))
 def test_karush_kuhn_tucker(problem) -> None:
     matrix, target = problem
@@ -65,7 +65,7 @@ def test_karush_kuhn_tucker(problem) -> None:
     assert (np.abs(descent[x > 0]) <= small).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), columns=st.integers(1, 30))
 def test_recovers_a_planted_solution_with_its_zeros(seed: int, columns: int) -> None:
     generator = np.random.default_rng(seed)

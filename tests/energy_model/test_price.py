@@ -30,7 +30,7 @@ def test_published_prices(shape: LayerShape, first: int, beyond: int) -> None:
     assert weight_price(shape, EYERISS) == WeightPrice(first, beyond, 4096)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shape=shapes(), cache=st.integers(2, 40), index_bits=st.integers(0, 16))
 def test_price_is_the_relaxed_energy_of_every_count(shape, cache: int, index_bits: int) -> None:
     hardware = Hardware("small", 3, 2, weight_cache_bytes=cache, index_bits=index_bits)

@@ -35,7 +35,7 @@ def test_large_layers(shape: LayerShape, words: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layer=layers(), capacity=st.integers(1, 60))
 def test_against_the_strip_loop(layer: Layer, capacity: int) -> None:
     found = refetch(layer.shape, capacity, layer.inputs)
@@ -46,7 +46,7 @@ def test_against_the_strip_loop(layer: Layer, capacity: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(kernel=st.integers(1, 4), rows=st.integers(4, 12), padding=st.integers(0, 3), data=st.data())
 def test_row_by_row_bounds_strips_of_undilated_windows(
     kernel: int, rows: int, padding: int, data: st.DataObject

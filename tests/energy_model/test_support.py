@@ -11,7 +11,7 @@ from energy_model.support import input_support, unfolded_nonzeros, window_hits
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(layer=layers())
 def test_masked_hits_against_counting(layer: Layer) -> None:
     hits = window_hits(layer.shape, layer.inputs)
@@ -21,7 +21,7 @@ def test_masked_hits_against_counting(layer: Layer) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shape=shapes())
 def test_dense_hits_are_those_of_a_full_mask(shape: LayerShape) -> None:
     hits = window_hits(shape)

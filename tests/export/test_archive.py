@@ -276,7 +276,7 @@ def test_random_damage_is_seen(data):
         unpack_bytes(bytes(damaged))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.binary(max_size=80), st.sampled_from(list(Form)))
 def test_bytes_that_no_version_wrote_end_in_an_error(body, form):
     """The second line of defence: the sum is right, and the content is not."""

@@ -144,7 +144,7 @@ def test_groups_with_fewer_columns_are_filled_up_with_zeros():
     assert column_groups_of(torch.zeros(4, 3))[1].tolist() == [[0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 6), st.floats(0, 1))
 def test_groups_are_the_largest_and_cover_every_nonzero(seed, rows, cols, density):
     random = torch.Generator().manual_seed(seed)

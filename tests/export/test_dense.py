@@ -113,6 +113,7 @@ def test_batch_norms_are_folded_away_and_zeros_stay(exported):
         np.testing.assert_array_equal(values[stored.name] == 0, graph.weight(site).numpy() == 0)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_of_the_machine_is_in_the_file(exported, name):
     written = exported(name)[1]

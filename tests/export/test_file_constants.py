@@ -166,7 +166,7 @@ def test_every_operator_is_tested():
     assert set(OPERATORS) == {made.op_type for made, _ in CASES.values()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 5),
     cols=st.integers(1, 9),

@@ -15,7 +15,7 @@ POSITIONS = st.lists(st.integers(0, 200_000), max_size=30, unique=True).map(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(POSITIONS, st.sampled_from(GAP_WIDTHS))
 def test_gaps_give_the_positions_back_and_fillers_fall_between_them(positions, width):
     gaps, places = encode_gaps(positions, width)

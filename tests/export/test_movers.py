@@ -71,7 +71,7 @@ def test_moving_codes_is_moving_what_they_stand_for(body, zero):
     np.testing.assert_array_equal((moved.astype(np.float32) - zero) * scale, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     axes=st.permutations([1, 2, 3]),
     starts=st.lists(st.integers(0, 2), min_size=3, max_size=3),

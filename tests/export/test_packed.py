@@ -207,6 +207,7 @@ def test_a_full_disk_leaves_the_old_archive(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.packed"]
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_of_a_model_is_seen(exported, tmp_path):
     _, _, written = exported("int4")
     archive = written.path.read_bytes()

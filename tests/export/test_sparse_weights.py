@@ -84,7 +84,7 @@ def weights(draw):
     return array, kind
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(weights())
 def test_every_layout_is_decoded_exactly_by_every_reader(case):
     array, kind = case
@@ -278,7 +278,7 @@ def several(seed, extra_name="x"):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(["x", "z", "z0.values", "zz"]), st.booleans())
 def test_a_file_of_several_weights(seed, name, initializers):
     model = several(seed, name)

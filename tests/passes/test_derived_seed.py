@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.derived_seed import derived_seed
@@ -19,7 +19,6 @@ def test_parts_are_kept_apart():
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers() | st.text(), max_size=4))
 def test_it_suits_torch_numpy_and_sqlite(parts):
     assert 0 <= derived_seed(*parts) < 2**63

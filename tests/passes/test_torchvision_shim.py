@@ -24,6 +24,7 @@ def in_a_fresh_process(code):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @needs_torchvision
 def test_torchvision_imports_in_a_fresh_process():
     code = (

@@ -38,7 +38,7 @@ def test_a_string_a_dict_and_a_budget_mean_the_same(forms):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(share=st.integers(3, 100), method=st.sampled_from(["energy", "magnitude"]))
 def test_a_share_of_the_weights_is_its_floor_and_is_used_up(share, method):
     result = compress(f"nonzeros<={share}%", method=method)
@@ -48,7 +48,7 @@ def test_a_share_of_the_weights_is_its_floor_and_is_used_up(share, method):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(share=st.floats(0.35, 1.0), method=st.sampled_from(["energy", "magnitude"]))
 def test_an_energy_budget_holds_and_one_more_weight_would_break_it(share, method):
     result = compress({"energy": share}, method=method)

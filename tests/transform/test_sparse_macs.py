@@ -134,7 +134,7 @@ def test_the_count_is_that_of_the_products_of_a_forward(density):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     groups=st.integers(1, 3),
     widths=st.tuples(st.integers(1, 2), st.integers(1, 3)),

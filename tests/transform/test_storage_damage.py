@@ -57,9 +57,7 @@ def same_json(a, b):
         return False
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(LOADED), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 4))
 def test_a_flipped_bit_anywhere_is_noticed(intact, tmp_path, name, place, bit):
     folder = tmp_path / "flipped"

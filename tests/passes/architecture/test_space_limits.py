@@ -49,7 +49,7 @@ def test_no_student_exceeds_a_limit(name):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.02, 1), st.sampled_from(["params", "macs", "energy"]))
 def test_a_student_is_narrowed_as_little_as_needed(share, key):
     wide = family_space("vgg")

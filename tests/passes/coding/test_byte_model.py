@@ -26,7 +26,7 @@ def size_in_bytes(data: bytes, prior: bytes = b"") -> int:
     return len(coded)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.binary(max_size=60), st.binary(max_size=20))
 def test_bytes_come_back(data: bytes, prior: bytes) -> None:
     size_in_bytes(data, prior)

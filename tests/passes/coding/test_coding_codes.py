@@ -24,7 +24,7 @@ def cost(codes: np.ndarray, levels: tuple[int, int], contexts: Contexts) -> floa
     return meter.total
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([(8,), (5, 7), (3, 2, 3, 3)]),
     st.tuples(st.integers(0, 5), st.integers(0, 150)).filter(any),

@@ -42,7 +42,7 @@ def size_in_bytes(array: Any) -> int:
     return len(data)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_tensor_comes_back(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -50,7 +50,7 @@ def test_any_tensor_comes_back(data: st.DataObject) -> None:
     size_in_bytes(data.draw(hnp.arrays(dtype, shape)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(["f2", "f4", "f8", "i1", "i4", "u2"]),
     st.sampled_from([0.001, 0.05, 0.3, 0.97, 1.0]),
@@ -160,7 +160,7 @@ def test_a_huge_constant_is_tiny() -> None:
     assert size_in_bytes(np.full(9_000_000, -0.0, np.float16)) < 60
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 4999), max_size=800), st.integers(0, 3))
 def test_positions_come_back(chosen: set[int], power: int) -> None:
     positions = np.array(sorted(chosen), np.int64) * 10**power
@@ -251,7 +251,7 @@ def test_damage_is_noticed() -> None:
         decoded(data + b"\0", np.float32, array.shape)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=80), st.sampled_from(DTYPES), st.integers(0, 40), st.randoms())
 def test_bytes_gone_bad_are_a_tensor_or_an_error(
     noise: bytes, dtype: str, place: int, random: Any

@@ -47,7 +47,7 @@ def test_layouts_follow_shapes() -> None:
     assert Layout.of((4, 3, 7)) == Layout(4, 3, 7, 7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(SHAPES), st.sampled_from([0.0, 0.03, 0.3, 0.9, 1.0]), st.integers(0, 99))
 def test_masks_come_back(shape: tuple[int, ...], density: float, seed: int) -> None:
     layout = Layout.of(shape)

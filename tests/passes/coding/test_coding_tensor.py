@@ -40,14 +40,14 @@ def size_in_bytes(array: Any) -> int:
     return len(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_tensor_comes_back(data: st.DataObject) -> None:
     dtype, shape = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(SHAPES))
     size_in_bytes(data.draw(hnp.arrays(dtype, shape)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(["f2", "f4", "f8", "i1", "i4", "u1", "u2"]),
     st.sampled_from([(40,), (12, 30), (6, 5, 3, 3)]),
@@ -179,7 +179,7 @@ def test_other_types_and_too_many_elements_are_refused() -> None:
         decode_tensor(Decoder(b""), np.float32, (1 << 40,))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=60), st.sampled_from(DTYPES), st.sampled_from([(9,), (5, 8), (3, 2, 3, 3)])
 )

@@ -31,7 +31,7 @@ def drafted(items: list[Item]) -> Draft:
     return draft
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ITEMS, ITEMS)
 def test_numbers_blocks_and_symbols_come_back_in_order(
     first: list[Item], second: list[Item]

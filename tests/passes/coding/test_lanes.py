@@ -16,7 +16,7 @@ def geometric(count: int, p: float) -> Symbols:
     return symbols
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(2, 900), min_size=1, max_size=7), st.integers(1, 300))
 def test_lanes_are_shared_wherever_streams_end(counts: list[int], lanes: int) -> None:
     streams = [geometric(count, 0.1 + 0.1 * place) for place, count in enumerate(counts)]

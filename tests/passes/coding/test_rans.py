@@ -67,7 +67,7 @@ def decode_symbols(data: bytes, count: int) -> Symbols:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=300), max_size=6))
 def test_bytes_come_back(streams: list[bytes]) -> None:
     arrays = [np.frombuffer(stream, np.uint8) for stream in streams]
@@ -131,7 +131,7 @@ def test_more_symbols_than_lanes_can_hold_are_refused() -> None:
         decode_symbols(out.finish(), 1 << 40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 10**9), min_size=256, max_size=256), st.integers(2, 256))
 def test_frequencies_add_up_and_keep_every_symbol(counts: list[int], used: int) -> None:
     array = np.array(counts[:used] + [0] * (256 - used), np.int64)
@@ -179,7 +179,7 @@ def test_damage_is_noticed() -> None:
         decode_symbols(data, 601)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=80), st.integers(0, 500))
 def test_random_bytes_are_symbols_or_an_error(data: bytes, count: int) -> None:
     try:

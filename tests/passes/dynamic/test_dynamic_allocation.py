@@ -43,7 +43,7 @@ def ideal_shares(total, weights, caps):
     return [min(Fraction(c), level * w) for w, c in zip(weights, caps, strict=True)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=SITES, total=st.integers(0, 300))
 @example(rows=[(1e300, 5), (5e-324, 5), (0.0, 5)], total=14)
 def test_shares_are_exact_capped_and_within_one_of_the_ideal(rows, total):
@@ -58,7 +58,7 @@ def test_shares_are_exact_capped_and_within_one_of_the_ideal(rows, total):
     assert [up[i] for i in order] == sorted((up[i] for i in order), reverse=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(
         st.tuples(st.integers(1, 10**6), st.integers(0, 40)), unique_by=lambda r: r[0], max_size=6
@@ -78,7 +78,7 @@ def test_shares_move_with_their_sites(rows, total, seed):
     assert moved == [shares(total, weights, caps)[i] for i in order]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=SITES, total=st.integers(0, 300), scale=st.sampled_from([0.5, 2, 1024]))
 def test_one_constant_in_all_weights_changes_nothing(rows, total, scale):
     weights, caps = columns(rows, 2)
@@ -140,7 +140,7 @@ def test_survivors_where_a_sum_is_zero():
     assert survivors([], []) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 10**8), st.integers(0, 10**8), st.floats(1e-12, 1e12)),
@@ -191,7 +191,7 @@ def test_survivors_out_of_range_are_refused(keywords):
         survivors([1, 2], [3, 4], **keywords)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     rows=st.lists(st.tuples(WEIGHTS, st.integers(0, 30), BLOCKS), max_size=7),
     total=st.integers(0, 2000),
@@ -210,7 +210,7 @@ def test_block_shares_conserve_parameters_up_to_the_ledger(rows, total, carried)
     assert all(left < b for b in room)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.tuples(st.integers(1, 50), BLOCKS), min_size=1, max_size=7),
     total=st.integers(0, 5000),
@@ -225,7 +225,7 @@ def test_large_cells_stay_close_to_the_shares_in_parameters(rows, total):
         assert 0 <= missing < block  # the parameters of these cells, up to one of the smallest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=SITES, total=st.integers(0, 300), block=BLOCKS)
 def test_one_block_size_is_shares_of_whole_cells(rows, total, block):
     weights, caps = columns(rows, 2)

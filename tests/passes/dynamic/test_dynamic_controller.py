@@ -34,7 +34,7 @@ def half_normal(threshold):
     return round(145_139 * math.erf(threshold / 0.05 / math.sqrt(2)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=WANTED, off=OFF)
 @example(wanted=20_000, off=10.0)
 @example(wanted=20_000, off=-10.0)
@@ -67,7 +67,7 @@ def test_bang_bang_rests_for_29_percent_of_the_goals():
     assert 0.25 < rests / len(goals) < 0.33
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=WANTED, off=OFF)
 @example(wanted=14_000, off=math.log2(1e3))
 @example(wanted=14_000, off=-math.log2(1e3))

@@ -63,7 +63,7 @@ def same(found, expected):
     return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sites=SITES, count=st.integers(0, 60), guarded=st.booleans(), sized=st.booleans())
 def test_smallest_of_all_is_that_of_a_full_sort(sites, count, guarded, sized):
     magnitudes, masks, all_units = ([s[0][i] for s in sites] for i in range(3))
@@ -76,7 +76,7 @@ def test_smallest_of_all_is_that_of_a_full_sort(sites, count, guarded, sized):
     assert same(found, in_order(magnitudes, masks, count, floors, blocks, units))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sites=SITES, count=st.integers(1, 8))
 def test_no_other_choice_of_as_many_cells_is_smaller(sites, count):
     magnitudes, masks, units = ([s[0][i][:6] for s in sites[:2]] for i in range(3))
@@ -104,7 +104,7 @@ def test_no_other_choice_of_as_many_cells_is_smaller(sites, count):
                 assert sum(float(magnitudes[i][j]) for i, j in choice) >= total - 1e-6
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sites=SITES, count=st.integers(0, 200))
 def test_never_more_parameters_than_asked_and_less_than_a_cell_missing(sites, count):
     magnitudes, masks, _ = ([s[0][i] for s in sites] for i in range(3))
@@ -177,7 +177,7 @@ def test_every_unit_keeps_its_largest_of_equal_ones_the_last():
     assert not smallest(magnitudes, torch.zeros(6) > 0, 9, units).any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sites=st.lists(st.lists(CELLS, max_size=12).map(tensors), max_size=4),
     threshold=st.sampled_from([0.0, 0.1, 0.15, 0.2, 6.0, float("inf")]),
@@ -225,7 +225,7 @@ def test_by_sign_rounds_halves_to_even_and_takes_zeros_first():
     assert found.tolist() == [False, True, False, True, False]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cells=st.lists(st.tuples(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.5]), st.booleans())),
     fraction=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9, 1.0]),

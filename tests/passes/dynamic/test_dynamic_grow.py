@@ -20,7 +20,7 @@ def chi_square_bound(degrees):
     return degrees * (1 - 2 / (9 * degrees) + 4.27 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(free=MASKS, count=st.integers(0, 70), key=st.integers(-(1 << 63), (1 << 63) - 1))
 def test_at_random_chooses_exactly_as_many_free_cells(free, count, key):
     before = free.clone()
@@ -106,7 +106,7 @@ def test_keys_and_not_a_generator_decide():
     assert golden == [0, 1, 2, 3, 5, 9]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     cells=st.lists(
         st.tuples(st.sampled_from([-3.0, -1.0, -0.0, 0.0, 1.0, 2.5]), st.booleans()), max_size=30
@@ -138,7 +138,7 @@ def test_scores_without_an_order_are_refused_where_they_count(bad, count):
     largest(scores, torch.tensor([1, 0, 1]) > 0, count)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cells=st.lists(st.sampled_from(["free", "kept", "dropped"]), max_size=25),
     count=st.integers(0, 30),

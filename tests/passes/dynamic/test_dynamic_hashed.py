@@ -49,7 +49,7 @@ def test_golden_indices():
     assert balanced_index(12, 5, 1).tolist() == [1, 3, 2, 1, 0, 4, 1, 0, 3, 0, 4, 2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 2000), st.data(), st.integers(-(2**63), 2**63 - 1))
 def test_balanced_entries_differ_by_one_at_most(n, data, key):
     buckets = data.draw(st.integers(1, n))

@@ -15,7 +15,7 @@ SITES = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sites=SITES, room=st.integers(0, 10_000))
 def test_affordable_takes_in_order_whatever_still_fits(sites, room):
     cells = sorted((v, i, j) for i, (values, _) in enumerate(sites) for j, v in enumerate(values))

@@ -45,7 +45,7 @@ def test_normals_are_box_and_muller_of_the_two_halves_of_a_key():
         assert torch.allclose(pair, expected, rtol=2**-23, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(key=SIGNED, n=st.integers(0, 20), start=st.integers(0, 1 << 40))
 def test_keys_are_those_of_splitmix64_from_any_start(key, n, start):
     found = [k & WORD for k in uniform_keys(key, n, start=start).tolist()]

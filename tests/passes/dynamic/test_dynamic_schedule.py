@@ -82,7 +82,7 @@ def test_values_over_epochs_that_are_none(value):
         read_points(value, "here")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(st.integers(1, 8), st.integers(1, 12), max_size=3),
     st.integers(1, 12),

@@ -171,7 +171,7 @@ SHAPES = st.lists(
 LAWS = [uniform_exact, erdos_renyi, lambda sites, total: erdos_renyi(sites, total, kernel=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.data())
 def test_sums_are_exact(shapes, data):
     sites = sites_of(shapes)
@@ -183,7 +183,7 @@ def test_sums_are_exact(shapes, data):
     assert counts == law(sites, total)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.data())
 def test_shares_follow_one_factor(shapes, data):
     """Of any two sites that are clipped neither way, cells are as their weights, up to rounding."""
@@ -197,7 +197,7 @@ def test_shares_follow_one_factor(shapes, data):
     assert low <= high + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 9]), st.integers(1, 30)), min_size=1), st.data())
 def test_blocks_fall_short_by_less_than_a_cell_with_room(pairs, data):
     sites = [SparseShape(str(i), (n, 1, 9), block=block) for i, (block, n) in enumerate(pairs)]

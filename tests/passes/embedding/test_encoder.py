@@ -28,7 +28,7 @@ def encoder_of(seed=0, **sizes):
     return Encoder(7, **{"hidden": 8, **sizes}, generator=seeded(seed))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), layers=st.integers(1, 2))
 def test_alone_or_with_longer_ones_the_embedding_is_the_same(lengths, layers):
     encoder = encoder_of(layers=layers)

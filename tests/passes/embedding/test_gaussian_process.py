@@ -145,7 +145,7 @@ def test_far_away_the_learned_process_knows_the_mean_and_the_spread():
     assert float(std) == pytest.approx(float(targets.std(correction=0)), rel=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(factor=st.floats(0.01, 100), shift=st.floats(-10, 10), seed=st.integers(0, 100))
 def test_units_of_the_targets_do_not_matter(factor, shift, seed):
     process, inputs, targets = conditioned(seed)

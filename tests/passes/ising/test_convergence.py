@@ -20,7 +20,7 @@ def row(text):
 
 
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 1000), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_diversity_is_the_mean_over_all_pairs(states, nodes, seed, rate):
     population = random_population(states, nodes, seed, rate)
     pairs = [float((a != b).double().mean()) for a, b in itertools.combinations(population, 2)]

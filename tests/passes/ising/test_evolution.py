@@ -46,7 +46,7 @@ def test_parents_by_hand():
 
 
 @given(st.integers(4, 12), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_parents_are_three_others(states, seed):
     for row, found in enumerate(distinct_parents(draws(seeded(seed), states, states)).tolist()):
         assert len({row, *found}) == 4
@@ -154,7 +154,7 @@ def wins(new, old):
 
 
 @given(st.lists(st.tuples(_ENERGIES, _ENERGIES, _VIOLATIONS, _VIOLATIONS), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_selection_by_feasibility_rules(rows):
     old, new = [(a, v) for a, _, v, _ in rows], [(b, w) for _, b, _, w in rows]
     parents = torch.zeros(len(rows), 3, dtype=torch.bool)

@@ -71,7 +71,7 @@ cases = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_blocks_are_the_dense_form_and_flips_are_differences(case):
     seed, sizes, data, symmetric = case

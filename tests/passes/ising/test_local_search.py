@@ -46,7 +46,7 @@ def test_swaps_by_hand():
 
 
 @given(st.integers(0, 500), st.integers(0, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_swaps_lower_the_first_order_energy(seed, count):
     layout = Layout(("a", "b", "c"), (5, 4, 3))
     rows = random_population(4, 12, seed)

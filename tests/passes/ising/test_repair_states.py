@@ -48,7 +48,7 @@ def problems(draw):
 
 
 @given(problems(), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_repaired_states_are_feasible(net, problem, rate):
     shares, options, seed, temperature = problem
     repair = repair_for(*net, shares, **options)

@@ -53,7 +53,7 @@ def downhill(energy, states, least):
 
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**16))
 def test_the_result_is_a_local_optimum_no_worse_than_the_start(solver, seed):
     energy = random_energy(seed)

@@ -44,7 +44,7 @@ def test_the_runner_up_may_be_far_below():
     assert margin(logits, torch.tensor([0, 1])).tolist() == [-1e6]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_all_energies_agree_with_slow_ones(seed):
     logits, y = random_logits(seed)

@@ -42,7 +42,7 @@ def brute(costs, counts, budget):
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=tables())
 def test_exact_is_the_best_of_all_choices(problem):
     costs, counts, budget = problem

@@ -25,7 +25,7 @@ def brute(values, count, clusters):
     return table
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.floats(-5, 5), min_size=1, max_size=18, unique=True),
     counts=st.lists(st.integers(1, 4), min_size=18, max_size=18),

@@ -48,7 +48,7 @@ def brute_free(values, levels, reserved_zero):
 
 
 @pytest.mark.parametrize("reserved_zero", [True, False])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=VALUES, bits=st.integers(1, 2))
 def test_free_levels_are_the_best_of_all(values, bits, reserved_zero):
     found = fit_codebook(torch.tensor(values), bits, reserved_zero=reserved_zero)
@@ -58,7 +58,7 @@ def test_free_levels_are_the_best_of_all(values, bits, reserved_zero):
 
 
 @pytest.mark.parametrize("reserved_zero", [True, False])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=VALUES.filter(any), bits=st.integers(2, 4))
 def test_uniform_scale_beats_a_dense_search(values, bits, reserved_zero):
     x = np.abs(np.asarray(values))
@@ -73,7 +73,7 @@ def test_uniform_scale_beats_a_dense_search(values, bits, reserved_zero):
 
 @pytest.mark.spread(1)
 @pytest.mark.parametrize(("kind", "reserved_zero"), SETTINGS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=VALUES, bits=st.integers(2, 8))
 def test_what_every_codebook_keeps_to(values, bits, kind, reserved_zero):
     values = torch.tensor(values)

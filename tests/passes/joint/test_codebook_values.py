@@ -21,7 +21,7 @@ def codebooks(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     codebook=codebooks(),
     values=st.lists(st.floats(-5, 5, width=32), max_size=20),

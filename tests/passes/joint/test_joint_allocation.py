@@ -63,7 +63,7 @@ def best_layer(values, bits, k):
     return best
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @example(layers=[[1.0, 1.0, -1.0, 0.5, -0.5]], budget=4)  # of the two halves the negative one stays
 @given(
     layers=st.lists(st.lists(WEIGHT, max_size=5), min_size=1, max_size=2),

@@ -45,7 +45,7 @@ def projected(weights, masks):
     return [torch.where(m, w, 0.0) for w, m in zip(weights, masks, strict=True)]
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(problem=st.one_of(problems(), problems(most_bits=32)))
 def test_the_optimum_of_the_knapsack(problem):
     weights, bits, budget = problem
@@ -57,7 +57,7 @@ def test_the_optimum_of_the_knapsack(problem):
     assert energy(weights, masks) == pytest.approx(knapsack(weights, bits, budget), abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_projecting_again_changes_nothing(problem):
     weights, bits, budget = problem
@@ -66,7 +66,7 @@ def test_projecting_again_changes_nothing(problem):
     assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems(), power=st.integers(-100, 100))
 def test_scale_sign_and_order_of_the_layers(problem, power):
     weights, bits, budget = problem
@@ -78,7 +78,7 @@ def test_scale_sign_and_order_of_the_layers(problem, power):
     assert energy(weights[::-1], turned) == pytest.approx(energy(weights, masks), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems(), least=st.integers(1, 3))
 def test_every_layer_keeps_its_least(problem, least):
     weights, bits, budget = problem

@@ -156,7 +156,7 @@ def test_rounding_is_compared_with_the_masks_before_their_training():
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([1.0, 0.9, 0.6]))
 def test_settling_never_raises_the_energy(seed, share):
     masking, _ = counterexample()

@@ -49,7 +49,7 @@ def error(graph, before):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.one_of(st.integers(1, 40), st.integers(41, 32 * SIZE)),
     st.sampled_from(["both", "prune"]),
@@ -133,7 +133,7 @@ def test_pruning_keeps_values_and_quantizing_keeps_all_weights():
     check_written(graph)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(SIZE, 8 * SIZE), st.sampled_from(["free", "uniform"]))
 def test_quantizing_meets_its_budget_or_says_what_can_be_met(budget, levels):
     graph = small_graph()

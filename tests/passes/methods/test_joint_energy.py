@@ -48,7 +48,7 @@ from passes.quantize.widths import apply_widths, with_widths
 BITS = st.lists(st.integers(2, 8), min_size=3, max_size=3)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(BITS, st.integers(0, 2**16), st.sampled_from([EYERISS, ODD]))
 def test_the_rate_counts_what_the_energy_model_counts(
     bits: list[int], seed: int, hardware: Hardware
@@ -85,7 +85,7 @@ def test_a_projection_is_that_of_the_energy_method_at_the_same_widths() -> None:
         assert float(weight[mask].abs().min()) >= float(weight[~mask].abs().max())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(BITS, st.integers(48, 90), st.lists(st.integers(0, 40), min_size=3, max_size=3))
 def test_masks_fit_and_keep_what_must_stay(bits: list[int], share: int, least: list[int]) -> None:
     graph = traced_net()

@@ -34,7 +34,7 @@ def error(tensors, bits):
 LAYERS = [Layer(ALL), Layer(ALL)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 100), st.integers(20, 700), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
 def test_an_archives_projection_fits_its_own_count(seed, budget, structure, limited):
     tensors, bits = weights(seed), [3, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_model.errors import ArgumentError
@@ -54,7 +54,6 @@ def test_without_trust_all_go_on_that_did_not_fail():
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(scores)
 def test_none_that_stays_is_better_than_one_that_goes(values):
     gone = LADDER.promoted(values)
@@ -65,7 +64,6 @@ def test_none_that_stays_is_better_than_one_that_goes(values):
             assert all((values[go], -go) > (values[stay], -stay) for go in gone)
 
 
-@settings(deadline=None)
 @given(scores)
 def test_the_count_is_the_planned_one(values):
     assert len(LADDER.promoted(values)) <= LADDER.counts(len(values))[1]
@@ -136,7 +134,6 @@ def test_few_probes_are_not_two():
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))
 def test_rank_correlation_is_scipy_s(pairs):
     stats = pytest.importorskip("scipy.stats")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ledger_rows import done, failed, row
 
@@ -55,7 +55,6 @@ def test_the_front_compares_those_that_were_trained_as_long():
     assert places(pareto_front(rows, "params")) == [(0, 1, 1)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
 def test_the_front_is_what_nothing_dominates(points):
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_model.errors import ArgumentError
@@ -46,7 +46,6 @@ def test_the_ends_of_the_gain():
     assert gain(-1) == -3  # twice as large as the teacher
 
 
-@settings(deadline=None)
 @given(shares, shares)
 def test_the_gain_rises_ever_more_slowly(a, b):
     low, high = min(a, b), max(a, b)
@@ -55,7 +54,6 @@ def test_the_gain_rises_ever_more_slowly(a, b):
     assert gain(a) == pytest.approx(1 - (1 - a) ** 2, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 400), st.floats(0.01, 1))
 def test_it_is_the_gain_times_relative_accuracy(params, accuracy):
     reward = Reward("params", BASE, 0.8)

@@ -141,7 +141,7 @@ def test_everything_fits_into_a_loose_budget_and_nothing_changes():
     assert sum("no smaller" in d.why for d in result.decisions) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(
         st.tuples(st.integers(1, 60), st.sampled_from([1, 1, 4, 9])), min_size=1, max_size=5
@@ -164,6 +164,8 @@ def test_banks_hold_what_there_is_within_floors_and_sizes(sizes, data):
 @pytest.mark.parametrize(("start", "share"), [("draw", 1.0), ("mean", 0.35)])
 def test_drawn_values_keep_the_variance_of_the_layer_and_means_do_not(start, share):
     model = nn.Sequential(nn.Linear(200, 100, bias=False), nn.ReLU())
+    with torch.no_grad():  # no two alike: values of the bank tell which weights were drawn
+        model[0].weight.copy_(torch.randperm(20_000).view(100, 200).float() - 9_999.5)
     result = transform.compress(
         model, "params<=10%", example_inputs=torch.zeros(1, 200), method=TiedWeights(start=start)
     )
@@ -173,7 +175,7 @@ def test_drawn_values_keep_the_variance_of_the_layer_and_means_do_not(start, sha
     assert abs(found - share) < 0.05
     values = set(part.bank.tolist())
     assert (values <= set(model[0].weight.reshape(-1).tolist())) == (start == "draw")
-    assert len(values) == len(part.bank)
+    assert len(values) == len(part.bank) or start == "mean"  # drawn without replacement
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from passes.projection.allocate import allocate
 from passes.projection.ladder import build_ladder
 
 WEIGHTS = [torch.tensor(values, dtype=torch.float64) for values in TABLE_WEIGHTS]
-MANY = settings(max_examples=200, deadline=None)
+MANY = settings(max_examples=200)
 
 
 @pytest.mark.parametrize(

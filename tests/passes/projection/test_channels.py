@@ -53,7 +53,7 @@ def best_within(values, prices, openings, capacity):
     return best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_it_is_feasible_and_close_to_the_optimum(problem):
     values, prices, openings, capacity = problem
@@ -63,7 +63,7 @@ def test_it_is_feasible_and_close_to_the_optimum(problem):
     assert value_of(kept, values) <= best_within(values, prices, openings, capacity) + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.floats(0.01, 8))
 def test_a_threshold_is_optimal_for_what_it_costs(problem, threshold):
     values, prices, openings, _ = problem
@@ -75,7 +75,7 @@ def test_a_threshold_is_optimal_for_what_it_costs(problem, threshold):
     assert value_of(found, values) >= value_of(kept, values) - 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_all_that_is_worth_something_is_kept_when_it_fits(problem):
     values, prices, openings, _ = problem
@@ -84,7 +84,7 @@ def test_all_that_is_worth_something_is_kept_when_it_fits(problem):
     assert all((k == (v > 0)).all() for k, v in zip(kept, values, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_nothing_is_kept_for_nothing(problem):
     values, prices, openings, _ = problem

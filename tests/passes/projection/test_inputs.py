@@ -49,7 +49,7 @@ def applied(masks, kept: KeptInputs):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problem=problems())
 def test_within_the_gap_of_the_optimum_and_never_above_the_capacity(problem):
     masks, prices, capacity = problem
@@ -64,7 +64,7 @@ def test_within_the_gap_of_the_optimum_and_never_above_the_capacity(problem):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems(most=20))
 def test_what_is_kept(problem):
     masks, prices, capacity = problem
@@ -79,7 +79,7 @@ def test_what_is_kept(problem):
         assert (price[missed] > left).all(), "something would still fit"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems(most=20))
 def test_idempotent(problem):
     masks, prices, capacity = problem
@@ -89,7 +89,7 @@ def test_idempotent(problem):
     assert (again.used, again.gap) == (once.used, 0.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems(most=20), count=st.integers(0, 22))
 def test_with_equal_prices_it_is_the_largest_magnitudes(problem, count):
     """The paper's projection onto a number of entries; ties go to the earlier entry."""

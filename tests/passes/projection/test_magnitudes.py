@@ -27,7 +27,7 @@ def ranking(weight):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(weight=tensors())
 def test_histogram_counts_every_nonzero_in_the_bounds_of_its_bin(weight):
     counts = histogram(weight)
@@ -44,7 +44,7 @@ def test_histogram_counts_every_nonzero_in_the_bounds_of_its_bin(weight):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(weight=tensors(), count=st.integers(-1, 45))
 def test_top_mask_is_that_of_a_stable_sort(weight, count):
     expected = torch.zeros(weight.numel(), dtype=torch.bool)
@@ -54,7 +54,7 @@ def test_top_mask_is_that_of_a_stable_sort(weight, count):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(weight=tensors(), start=st.integers(0, 45), length=st.integers(0, 45))
 def test_ranked_is_a_slice_of_a_stable_sort(weight, start, length):
     index, magnitude = ranked(weight, histogram(weight), start, start + length)
@@ -63,7 +63,7 @@ def test_ranked_is_a_slice_of_a_stable_sort(weight, start, length):
     assert torch.equal(magnitude, weight.double().abs()[expected])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weight=tensors())
 def test_bin_of_every_rank(weight):
     counts = histogram(weight)

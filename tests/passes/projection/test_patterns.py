@@ -212,7 +212,7 @@ def test_the_best_of_every_run(seed, n, m):
     assert (mask.view(-1, m).sum(1) == n).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.data())
 def test_every_group_keeps_exactly_k_columns(seed, groups, height, cols, data):
     layout, weight = GroupedColumns(groups * height, cols, height), normal(groups * height, cols)
@@ -225,7 +225,7 @@ def test_every_group_keeps_exactly_k_columns(seed, groups, height, cols, data):
     assert (norms[:-1] >= norms[1:]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.integers(1, 4), st.integers(1, 6), st.integers(2, 6), st.data())
 def test_every_run_keeps_exactly_n(seed, rows, runs, m, data):
     n = data.draw(st.integers(1, m - 1))

@@ -34,7 +34,7 @@ def best_share(problem, nonzeros):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problem=knapsacks(limits=2, largest=25, force=True))
 def test_is_the_largest_share_that_fits(problem):
     nonzeros = [int((w != 0).sum()) for w in problem.weights]

@@ -11,7 +11,7 @@ from energy_model.errors import ArgumentError
 from passes.quantize.activations import ActivationQuantizer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 8),
     signed=st.booleans(),

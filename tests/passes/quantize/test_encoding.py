@@ -18,7 +18,7 @@ def fitted(weight: torch.Tensor, bits: int, axis: int = 0, block: int | None = N
     return Encoding(bits, snap(scale), axis, block)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 8),
     seed=st.integers(0, 10_000),

@@ -37,7 +37,7 @@ def least_error(row, weights, top):
 ROWS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(row=ROWS, bits=st.sampled_from([2, 3]), data=st.data())
 def test_short_rows_are_fitted_as_well_as_is_possible(row, bits, data):
     each = st.lists(st.floats(0.125, 4), min_size=len(row), max_size=len(row))

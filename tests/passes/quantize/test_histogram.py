@@ -41,7 +41,7 @@ def test_quantiles_are_those_of_numpy_up_to_a_bin(kind, share):
     assert of(x).magnitude(share) == pytest.approx(expected, rel=2**-8, abs=2**-40)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=1, max_size=30), st.floats(0, 1))
 def test_a_quantile_is_no_smaller_than_its_share_and_within_the_range(given_values, share):
     x = torch.tensor(given_values)

@@ -89,7 +89,7 @@ def test_the_model_computes_with_exact_levels_before_and_after_baking():
         assert torch.equal(found[site.name].scale, encodings[site.name].scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(bits=st.integers(2, 8), seed=st.integers(0, 99), block=st.sampled_from([None, 4, 16]))
 def test_baking_twice_changes_no_bit(bits, seed, block):
     model = nn.Sequential(nn.Linear(10, 6))

@@ -57,7 +57,7 @@ def test_they_are_near_the_best_of_all_codes() -> None:
     assert mean - 1 < 0.25 * (rounding - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 4),
     cols=st.integers(1, 12),

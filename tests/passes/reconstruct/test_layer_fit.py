@@ -29,7 +29,7 @@ def problem(groups: int, rows: int, cols: int, n: int, seed: int) -> tuple[torch
     return weight, moments_of(x + 0.3 * values(groups, cols, n, seed=seed + 4), y)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     groups=st.integers(1, 3),
     rows=st.integers(1, 3),

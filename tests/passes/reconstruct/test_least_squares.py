@@ -65,7 +65,7 @@ def test_damping_is_a_ridge_around_the_prior() -> None:
         torch.testing.assert_close(found[row, kept], best, rtol=1e-6, atol=1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 4),
     cols=st.integers(1, 8),

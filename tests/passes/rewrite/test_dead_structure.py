@@ -361,7 +361,7 @@ def test_any_zeros_in_any_net(name):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_zeros_in_any_chain(data):
     widths = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))

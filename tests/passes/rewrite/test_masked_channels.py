@@ -206,7 +206,7 @@ def part(name, channels):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_chain_with_any_masks_stays_the_same_function(data):
     widths = data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=4))

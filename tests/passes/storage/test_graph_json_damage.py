@@ -170,7 +170,7 @@ JUNK = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=3))
 def test_any_damage_is_a_storage_error_or_loads(changes):
     data = copy.deepcopy(DATA)

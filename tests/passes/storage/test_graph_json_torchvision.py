@@ -54,7 +54,7 @@ def marked(names):
     return [n if n in RUN else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.spread(3)
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", marked(CLASSIFICATION + SEGMENTATION))
 def test_every_model_comes_back_node_by_node(name):
     model = build(name, "cpu" if name.startswith("regnet") else "meta")
@@ -69,7 +69,7 @@ def marked_slow(names):
     return [pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.spread(3)
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", [*RUN, *marked_slow(RUN_SLOW)])
 def test_outputs_are_bit_identical_after_a_trip_over_the_disk(name, tmp_path):
     size = (RUN | RUN_SLOW)[name]

@@ -246,7 +246,7 @@ def test_inputs_and_outputs_of_square_matrices():
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_tally_follows(known, data):
     name = data.draw(st.sampled_from(sorted(NETS)))
     _, groups, costs = known(name)
@@ -270,7 +270,7 @@ def test_the_tally_follows(known, data):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fewer_units_never_cost_more(known, data):
     _, groups, costs = known(data.draw(st.sampled_from(sorted(NETS))))
     state = random_state(groups, data.draw(st.integers(0, 1000)))

@@ -120,7 +120,7 @@ def check(costs, groups, selection, limits, multiple):
 
 @pytest.mark.slow
 @given(problem=problems(), per_cost=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_selection_is_feasible_and_maximal(known, problem, per_cost):
     costs, groups, scores, limits, multiple = setting(known, problem)
     try:
@@ -138,7 +138,7 @@ def test_a_selection_is_feasible_and_maximal(known, problem, per_cost):
 
 
 @given(problem=problems(), start=st.integers(0, 10_000), data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_repair_of_any_state(known, problem, start, data):
     costs, groups, scores, limits, multiple = setting(known, problem)
     generator = np.random.default_rng(start)
@@ -235,7 +235,7 @@ def nearest(group, share, multiple):
 
 @pytest.mark.slow
 @given(problem=problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_per_layer_keeps_the_largest_common_share(known, problem):
     costs, groups, scores, limits, multiple = setting(known, problem)
 

@@ -292,6 +292,7 @@ def test_a_method_that_breaks_the_contract_is_rejected(monkeypatch, method, clau
     assert "tried" in caught.value.where
 
 
+@pytest.mark.slow
 def test_a_method_that_saves_all_it_needs_is_accepted(monkeypatch):
     register(monkeypatch, SavesWhereItDraws, serves=("nonzeros",))
     check_method("tried")

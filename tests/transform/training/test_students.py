@@ -75,7 +75,7 @@ def test_whatever_the_configuration(changed):
 
 
 @pytest.mark.slow
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.permutations(range(3)), st.integers(1, 3))
 def test_in_any_company_and_order(order, count):
     chosen = [WIDTHS[i] for i in order[:count]]

@@ -120,6 +120,7 @@ def test_several_limits_fall_together():
     assert nonzeros(result.model) <= 70
 
 
+@pytest.mark.spread(9)
 @pytest.mark.parametrize("epochs", [0, 1, 3])
 @pytest.mark.parametrize("interval", [1, 2, 50])
 @pytest.mark.parametrize("size", [24, 8, 5])
