@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from energy_model.errors import PreconditionError
+from passes.ising.slice_memory import SliceMemory
 from passes.rewrite.fold_batch_norm import fold_batch_norms
 from passes.rewrite.layer_numbers import match_parameters
 from passes.rewrite.live_gates import LiveGates, remove_live_gates
@@ -56,6 +57,11 @@ class _Plan:
     indices: tuple[Tensor | None, ...]
     numbers: tuple[dict[str, int], ...] | None = None
 
+    def cuts(self, lines: tuple[tuple[int, int], ...]) -> list[tuple[int, Tensor]]:
+        """Of the dimensions and their lines, those that lose something, and what stays."""
+        found = ((dim, self.indices[line]) for dim, line in lines)
+        return [(dim, indices) for dim, indices in found if indices is not None]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pair:
@@ -76,7 +82,8 @@ class SlicedShell:
     """The model as it would be if channels were removed; nothing of it is computed from gates.
 
     Layers of the shell hold the parameters and buffers of the model itself, or what `index_select`
-    leaves of them. Lines, the ways in which dimensions are cut, are few: most tensors share them.
+    leaves of them until the next state (no output is a slice, as outputs keep their shapes). Lines,
+    the ways in which dimensions are cut, are few: most tensors share them.
 
     Args:
         gates: Those of the model.
@@ -101,6 +108,7 @@ class SlicedShell:
         self._parts = self._cut_layers()
         self._whole = tuple(_numbers(part) for part in self._parts)
         self._plan = lru_cache(_PLANS)(self._plan_of)
+        self._memory = SliceMemory()
 
     def refresh(self) -> None:
         """Read the tensors that the model holds now."""
@@ -128,7 +136,7 @@ class SlicedShell:
             if tensor is None:
                 continue
             if id(tensor) not in cut:  # tied tensors are cut once
-                cut[id(tensor)] = _selected(tensor, place, plan)
+                cut[id(tensor)] = self._memory.select(place, tensor, plan.cuts(place.lines))
             place.target[place.name] = cut[id(tensor)]
         if plan.numbers is None:
             self._tell(self._whole)
@@ -226,14 +234,6 @@ class SlicedShell:
             return None if keep.all() else torch.from_numpy(np.flatnonzero(keep)).to(device)
 
         return _Plan(tuple(map(indices, self._lines)))
-
-
-def _selected(tensor: Tensor, place: _Place, plan: _Plan) -> Tensor:
-    for dim, line in place.lines:
-        indices = plan.indices[line]
-        if indices is not None:
-            tensor = tensor.index_select(dim, indices)
-    return tensor
 
 
 def _copy_of(module: GraphModule) -> GraphModule:

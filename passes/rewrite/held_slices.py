@@ -70,7 +70,7 @@ class HeldSlices:
     def restore(self) -> None:
         """Put back what an optimizer has moved of the weights that are held."""
         for part in self._slices:
-            part.parameter.copy_(torch.where(part.kept, part.parameter, part.values))
+            torch.where(part.kept, part.parameter, part.values, out=part.parameter)
 
     def release(self) -> None:
         """Hold nothing any more."""

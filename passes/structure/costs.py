@@ -27,7 +27,7 @@ from passes.structure.latency_terms import latency_terms
 from passes.structure.lines import Lines
 from passes.structure.site_terms import parameter_terms, site_terms
 from passes.structure.state import State, checked_state, full_state
-from passes.structure.tally import Tally
+from passes.structure.tally import Reach, Tally
 
 KEYS = ("energy", "size", "weight_bits", "nonzeros", "params", "macs", "sparse_macs")
 # Predicted by a model that was fitted to measurements; nobody knows it without one.
@@ -86,6 +86,7 @@ class StructureCosts:
         self._all = tuple(terms)
         self.terms = tuple(merged(terms))
         full = self._view(full_state(groups))
+        self._reach = Reach(self.terms, self.lines, full.state)
         count = len(self.keys)
         whole, parts = _summed(self._all, full, count), _summed(self.terms, full, count)
         self.constant = tuple(a - b for a, b in zip(whole, parts, strict=True))
@@ -130,7 +131,7 @@ class StructureCosts:
                     remedy="Freeze it, as restricted(groups, graph) does.",
                 )
         view = self._view({name: keep.copy() for name, keep in found.items()})
-        return Tally(self.terms, self.constant, view)
+        return Tally(self.terms, self.constant, self._reach, view)
 
     def by_layer(self, key: str, state: State) -> dict[str, int | float]:
         """One cost by layer; what no layer owns is under the empty name."""

@@ -32,7 +32,7 @@ class Ranking:
     ) -> None:
         self.group = group
         self._step = unit_step(group, multiple)
-        self._least = allowed_counts(group, multiple)[-1]
+        self._least = least_units(group, multiple)
         self._scores = scores
         self._order = np.argsort(scores, kind="stable")
         stays = keep[self._order]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,43 @@ from numpy.typing import NDArray
 
 from energy_model.unit_prices import plain
 from passes.structure.cost_terms import Term, View
+from passes.structure.lines import Line
+
+
+class Reach:
+    """What each group reaches: the lines that it cuts, and the terms that depend on them.
+
+    Args:
+        terms: The parts of the costs that depend on the state.
+        lines: All lines.
+        groups: Names of the free groups.
+
+    Attributes:
+        lines: By group, of every line that it cuts the number, how many indices go with each unit,
+            `(units,)`, and how many go with any of them: 0 if units differ.
+        terms: By group, the numbers of the terms.
+        neighbours: By group, those that share a term with it, itself included.
+    """
+
+    def __init__(self, terms: Sequence[Term], lines: Sequence[Line], groups: Iterable[str]) -> None:
+        self.lines: dict[str, list[tuple[int, NDArray[np.int64], int]]] = {}
+        self.terms: dict[str, list[int]] = {}
+        for name in groups:
+            self.lines[name] = list(_cut_lines(lines, name))
+            own = {number for number, _, _ in self.lines[name]}
+            self.terms[name] = [i for i, t in enumerate(terms) if own & set(t.lines)]
+        sets = {name: set(touched) for name, touched in self.terms.items()}
+        self.neighbours = {
+            name: frozenset(other for other in sets if own & sets[other] or other == name)
+            for name, own in sets.items()
+        }
+
+
+def _cut_lines(lines: Sequence[Line], group: str) -> Iterator[tuple[int, NDArray[np.int64], int]]:
+    for number, line in enumerate(lines):
+        counts = line.counts.get(group)
+        if counts is not None:
+            yield number, counts, int(counts[0]) if (counts == counts[0]).all() else 0
 
 
 class Tally:
@@ -18,37 +55,19 @@ class Tally:
     Args:
         terms: The parts of the costs that depend on the state.
         constant: The rest of each cost.
+        reach: What the groups reach, of the same terms and lines.
         view: The state to start from; it is changed.
     """
 
-    def __init__(self, terms: Sequence[Term], constant: Sequence[float], view: View) -> None:
-        self._terms, self._view = terms, view
+    def __init__(
+        self, terms: Sequence[Term], constant: Sequence[float], reach: Reach, view: View
+    ) -> None:
+        self._terms, self._reach, self._view = terms, reach, view
         self._parts = [term.value(view) for term in terms]
         sums: list[float] = list(constant)
         for term, part in zip(self._terms, self._parts, strict=True):
             sums = [a + weight * part for a, weight in zip(sums, term.weights, strict=True)]
         self._values = tuple(map(plain, sums))
-        self._lines: dict[str, list[tuple[int, NDArray[np.int64], int]]] = {}
-        self._touched: dict[str, list[int]] = {}
-        for name in view.state:
-            self._index(name)
-        sets = {name: set(touched) for name, touched in self._touched.items()}
-        self._neighbours = {
-            name: frozenset(other for other in sets if own & sets[other] or other == name)
-            for name, own in sets.items()
-        }
-
-    def _index(self, name: str) -> None:
-        """Note which lines a group cuts, and which terms depend on them."""
-        found = []
-        for number, line in enumerate(self._view.lines):
-            counts = line.counts.get(name)
-            if counts is not None:
-                alike = int(counts[0]) if (counts == counts[0]).all() else 0
-                found.append((number, counts, alike))
-        self._lines[name] = found
-        own = {number for number, _, _ in found}
-        self._touched[name] = [i for i, t in enumerate(self._terms) if own & set(t.lines)]
 
     @property
     def values(self) -> tuple[int | float, ...]:
@@ -62,7 +81,7 @@ class Tally:
 
     def neighbours(self, group: str) -> frozenset[str]:
         """The groups whose savings change when units of a group are flipped, itself included."""
-        return self._neighbours[group]
+        return self._reach.neighbours[group]
 
     def after(self, group: str, units: NDArray[Any]) -> tuple[int | float, ...]:
         """What the costs would be if some units of a group were flipped.
@@ -81,7 +100,7 @@ class Tally:
     def apply(self, group: str, units: NDArray[Any]) -> None:
         """Flip some units of a group; see `after`."""
         self._values, parts = self._flip(group, units)
-        for index, part in zip(self._touched[group], parts, strict=True):
+        for index, part in zip(self._reach.terms[group], parts, strict=True):
             self._parts[index] = part
 
     def _flip(self, group: str, units: NDArray[Any]) -> tuple[tuple[int | float, ...], list[float]]:
@@ -91,11 +110,11 @@ class Tally:
         added = 1 - 2 * keep[units].astype(np.int64)
         number = int(added.sum())
         keep[units] ^= True
-        for line, counts, alike in self._lines[group]:
+        for line, counts, alike in self._reach.lines[group]:
             view.lengths[line] += alike * number if alike else int(counts[units] @ added)
         values: list[float] = list(self._values)
         parts: list[float] = []
-        for index in self._touched[group]:
+        for index in self._reach.terms[group]:
             term = self._terms[index]
             part = term.value(view)
             parts.append(part)
