@@ -61,17 +61,22 @@ def tiny(config=None, steps=100, **changes):
 
 def test_steps_give_a_search_a_commit_and_a_run_for_each_energy():
     [part] = measure(["steps"], ONCE, SMALL).parts
-    assert [ratio.target for ratio in part.outcome.ratios] == [2.5, 1.0, 1.0] * 2 + [1.2, 1.0, 1.0]
+    assert [ratio.target for ratio in part.outcome.ratios] == [2.5, 1.0, 1.0] * 3 + [1.2, 1.0, 1.0]
     for ratio in part.outcome.ratios:
         assert len(ratio.pairs) == 1
         assert all(number > 0 for pair in ratio.pairs for number in pair)
         assert math.isfinite(ratio.median)
     names = [ratio.name for ratio in part.outcome.ratios]
-    cases = ("margin energy, macs<=50%", "margin energy, macs<=25%", "Ising energy, macs<=50%")
+    cases = (
+        "margin energy, macs<=50%",
+        "margin energy, macs<=50%, widths in multiples of 8",
+        "margin energy, macs<=25%",
+        "Ising energy, macs<=50%",
+    )
     assert all(case in name for case, name in zip(cases, names[::3], strict=True))
     assert all(name.endswith("% of the MACs") for name in names[1::3])
     assert names[2] == "the whole run of 8 steps, 25% of them search"
-    assert [check.holds for check in part.outcome.checks] == [True] * 3
+    assert [check.holds for check in part.outcome.checks] == [True] * 4
 
 
 def test_the_run_is_a_quarter_search_and_what_is_paid_once():
@@ -79,10 +84,11 @@ def test_the_run_is_a_quarter_search_and_what_is_paid_once():
     training = SimpleNamespace(method=SimpleNamespace(config=config))
     graph = tiny().graph
     compact = SimpleNamespace(graph=graph, macs=2 * macs_of(graph))
-    one = search_steps._Searched("margin", "macs<=50%", training, once=3.0, compact=compact)
+    case = search_steps._Case("margin", "macs<=50%")
+    one = search_steps._Searched(case, training, once=3.0, compact=compact)
     sizes = replace(SMALL, run_steps=100)
     step, small, run = search_steps._ratios(sizes, one, [(1.0, 2.0, 12.0, 0.5)])
-    mean = (99 * 2.0 + 12.0) / 100
+    mean = (2.0 + 12.0) / 2  # importances follow the weights ten times in 25 steps
     assert step.pairs == ((pytest.approx(mean), 1.0),)
     assert small.pairs == ((0.5, 1.0),)
     assert run.pairs == ((pytest.approx(3 + 25 * mean + 75 * 0.5), 100.0),)
@@ -101,7 +107,7 @@ def test_a_search_that_is_over_is_seen():
     over.step()
     running.step()
     assert running.searching and not over.searching
-    searched = partial(search_steps._Searched, "ising", "macs<=50%")
+    searched = partial(search_steps._Searched, search_steps._Case("ising", "macs<=50%"))
     assert search_steps._still(searched(running, 0.0, over)).holds
     assert not search_steps._still(searched(over, 0.0, over)).holds
     assert not search_steps._still(searched(running, 0.0, running)).holds
