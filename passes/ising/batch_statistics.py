@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from energy_model.errors import PreconditionError
 from passes.rewrite.gate_context import GateContext
-
-_SIGNATURE = inspect.signature(F.batch_norm)
 
 
 class BatchStatistics(TorchFunctionMode):
@@ -41,9 +38,7 @@ class BatchStatistics(TorchFunctionMode):
     ) -> Any:
         if func is not F.batch_norm:
             return func(*args, **(kwargs or {}))
-        given = _SIGNATURE.bind(*args, **(kwargs or {})).arguments
-        x, weight, bias = given["input"], given.get("weight"), given.get("bias")
-        eps = given.get("eps", 1e-5)
+        x, weight, bias, eps = _what_counts(*args, **(kwargs or {}))
         rows = self._context.rows
         try:
             if rows is None or not self._context.folded:
@@ -55,6 +50,20 @@ class BatchStatistics(TorchFunctionMode):
                 where="norms='batch'",
                 remedy="Score with more samples, or with the running statistics.",
             ) from error
+
+
+def _what_counts(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """What matters of the arguments of `F.batch_norm`, which this has the signature of."""
+    return input, weight, bias, eps
 
 
 def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
