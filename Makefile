@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/transform demo
 
+# A test process that dies ends the run: without --max-worker-restart it would hang.
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 test-slow: install
 	$(TEST_ENV) HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow

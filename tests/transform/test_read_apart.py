@@ -35,8 +35,18 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("reader", "workers"),
+    [
+        *((reader, 0) for reader in READERS),
+        ("apart", 1),
+        *(
+            pytest.param(reader, 1, marks=pytest.mark.slow)
+            for reader in READERS
+            if reader != "apart"
+        ),
+    ],
+)
 def test_an_epoch_that_is_being_read_stays_whole(reader, workers):
     data, model = loader(workers), nn.Linear(1, 4)
     running = iter(data)
