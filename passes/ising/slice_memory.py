@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Elements of a tensor from which on its slices have memory of their own. An allocator asks the
 # system for blocks of this size and gives them back at once, and the first touch of each page of a
-# fresh one costs more than the slice (seven times as much, for a linear layer of AlexNet).
+# fresh one costs more than the slice.
 _LARGE = 2**22
 
 
