@@ -95,6 +95,34 @@ def feed(session: onnxruntime.InferenceSession, call: Call) -> Mapping[str, Any]
     return {n: v.detach().cpu().numpy() for n, v in zip(names, values, strict=True)}
 
 
+def run_session(
+    session: onnxruntime.InferenceSession, call: Call, where: Path | str
+) -> list[np.ndarray[Any, Any]]:
+    """What a file computes of a call: its outputs in their order.
+
+    Args:
+        session: Of the file.
+        call: Real inputs, of any batch size.
+        where: The file to name in an error.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run it on them.
+    """
+    try:
+        return [np.asarray(array) for array in session.run(None, dict(feed(session, call)))]
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime cannot run the file at batch {call.batch_size}: "
+            f"{str(error).splitlines()[0]}",
+            where=str(where),
+            remedy="A forward that reads the batch size into Python (int(x.shape[0]), a loop over "
+            "samples) fixes it in the file: write it with tensor operations, such as "
+            "x.flatten(1) or x.view(-1, 400).",
+        ) from error
+
+
 def check_parity(
     path: Path | str,
     module: nn.Module,
@@ -120,7 +148,7 @@ def check_parity(
     if tolerance is None:
         kinds = {p.dtype for p in module.parameters()}
         tolerance = max([TOLERANCE, *(_TOLERANCES.get(kind, 0.0) for kind in kinds)])
-    actual = [np.asarray(array) for array in session.run(None, dict(feed(session, call)))]
+    actual = run_session(session, call, where or path)
     return compare_outputs(expected, actual, call, tolerance, str(where or path))
 
 

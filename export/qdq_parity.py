@@ -22,9 +22,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from energy_model.errors import ExportError, ParityError
+from energy_model.errors import ParityError
 from export.onnx_graph import Array
-from export.parity import Parity, compare_outputs, feed, open_session, torch_outputs
+from export.parity import Parity, compare_outputs, open_session, run_session, torch_outputs
 from passes.inputs import Call
 from passes.quantize.activations import ActivationQuantizer
 from passes.rewrite.quantizer_calls import quantizers
@@ -91,7 +91,7 @@ def check_agreement(
     for name, entries in MODES.items() if codes else [("default", {})]:
         try:
             session = open_session(path, where, entries=entries)
-            actual = [np.asarray(a) for a in session.run(None, dict(feed(session, call)))]
+            actual = run_session(session, call, where)
         except Exception as error:
             if name == "default":
                 raise
@@ -145,12 +145,7 @@ def _with_codes(
         extended = Path(folder) / "codes.onnx"
         onnx.save_model(model, str(extended))
         session = open_session(extended, where, optimize=False)
-        try:
-            arrays = session.run(None, dict(feed(session, call)))
-        except Exception as error:
-            raise ExportError(
-                f"ONNX Runtime cannot run the file: {str(error).splitlines()[0]}", where=str(where)
-            ) from error
+        arrays = run_session(session, call, where)
     by_name = dict(zip([value.name for value in session.get_outputs()], arrays, strict=True))
     return [np.asarray(a) for a in arrays[:count]], {n: np.asarray(by_name[n]) for n in signed}
 

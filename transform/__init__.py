@@ -46,6 +46,8 @@ from energy_model.errors import (  # noqa: E402
     UnsupportedLayer,
 )
 from energy_model.hardware import Hardware  # noqa: E402
+from passes.dynamic.pruning_steps import PruningSteps  # noqa: E402
+from passes.dynamic.walk import Walk  # noqa: E402
 from passes.methods.embedding.config import EmbeddingSearch  # noqa: E402
 from passes.methods.energy_projection import EnergyProjection  # noqa: E402
 from passes.methods.ising.config import Ising  # noqa: E402
@@ -62,6 +64,7 @@ from passes.methods.structured_config import (  # noqa: E402
     TaylorChannels,
 )
 from passes.methods.tied.config import TiedWeights  # noqa: E402
+from passes.reconstruct.config import Reconstruction  # noqa: E402
 from transform.analyze import analyze  # noqa: E402
 from transform.certificate import Certificate  # noqa: E402
 from transform.compress import compress  # noqa: E402
@@ -107,8 +110,10 @@ __all__ = [
     "ParityError",
     "PostconditionError",
     "PreconditionError",
+    "PruningSteps",
     "Quantize",
     "RandomChannels",
+    "Reconstruction",
     "Sensitivity",
     "SparseTraining",
     "StorageError",
@@ -120,6 +125,7 @@ __all__ = [
     "TrainingError",
     "UnsupportedBudget",
     "UnsupportedLayer",
+    "Walk",
     "analyze",
     "compress",
     "joint_budget",

@@ -88,6 +88,12 @@ def choose_method(method: Methods, budget: Budget) -> Choice:
     return Choice(spec, config, why)
 
 
+def automatic() -> dict[str, str]:
+    """The method that `"auto"` takes for a limit by itself, by the limit's key, where one does."""
+    served = sorted({key for spec in methods().values() for key in spec.serves})
+    return {key: choose_method("auto", Budget.parse({key: "50%"})).spec.name for key in served}
+
+
 def _other_method(budget: Budget, keys: set[str]) -> tuple[MethodSpec, MethodConfig, str]:
     spec, config = find_method(STRUCTURED)
     if keys <= spec.serves:

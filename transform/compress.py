@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from energy_model.budget import Budget
-from energy_model.errors import ArgumentError
+from energy_model.errors import ArgumentError, ExportError, ParityError
 from energy_model.hardware import Hardware, load_hardware
 from passes.graph import Decision
 from passes.inputs import as_batch
@@ -67,9 +67,9 @@ def compress(
             Shares are relative to the original dense model; integers and strings with units are
             absolute. `None` only for a method that weighs size against accuracy by itself, such as
             `"embedding"`: then nothing more is asked than that the model does not grow.
-        data: Batches: a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`. With
-            labels the model is trained on them under the budget, unless `train=False`. Without,
-            they serve calibration and `reconstruct`.
+        data: Batches: each a tensor, `(inputs, targets)`, several inputs, or a dict with `inputs`;
+            a tensor by itself is one batch. With labels the model is trained on them under the
+            budget, unless `train=False`. Without, they serve calibration and `reconstruct`.
         valid: Labelled batches on which the metric before and after is measured, and the best epoch
             is selected; never the test set.
         example_inputs: What the model is called with; the first batch of `data` by default.
@@ -117,6 +117,7 @@ def compress(
         example_inputs = model.graph.call if example_inputs is data is None else example_inputs
         model = model.model
     require_model(model)
+    data = [data] if isinstance(data, torch.Tensor) else data
     arguments.require_target(target)
     arguments.require_free(out, training=train is not False)  # before any work
     profile, asked = load_hardware(hardware), asked_of(budget, method)
@@ -158,8 +159,22 @@ def compress(
         result = run(request, show, [note, *told])
         if folder is not None:
             with show.stage("exporting and saving"):
-                result.save(folder, onnx=True)
+                _save(result, folder)
     return result
+
+
+def _save(result: Compressed, folder: Path) -> None:
+    """Save a result and its ONNX file; where there can be no file, what was reached is not lost.
+
+    Raises:
+        ExportError, ParityError: Why there is no ONNX file beside the result that was saved.
+    """
+    try:
+        result.save(folder, onnx=True)
+    except (ExportError, ParityError) as error:
+        result.save(folder)
+        error.add_note(f"The result is saved in {folder}, without ONNX; transform.load() reads it.")
+        raise
 
 
 def _require_labels(choice: Choice, model: nn.Module, data: Any) -> None:

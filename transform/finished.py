@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from energy_model.errors import PreconditionError
@@ -11,8 +11,12 @@ from passes.inputs import Call
 from passes.joint.codebook import Codebook
 from passes.quantize.encoding import Encoding
 from passes.quantize.widths import apply_widths
-from passes.rewrite.dead_structure import remove_dead_structure
+from passes.rewrite.dead_structure import REMOVED, remove_dead_structure
 from passes.tracing.trace import trace
+from transform.certificate import Certificate
+
+# Share of a budget that may be left without a word.
+UNSPENT = 0.05
 
 _Form = TypeVar("_Form", Encoding, Codebook)
 
@@ -23,6 +27,23 @@ def without_dead_structure(graph: ModelGraph) -> list[Decision]:
         return remove_dead_structure(graph)
     except PreconditionError as error:
         return [Decision("", "dead channels stay", str(error))]
+
+
+def unspent(certificate: Certificate, decisions: Sequence[Decision]) -> list[Decision]:
+    """A note where dead channels, gone after the plan was made, have left much of a budget unused.
+
+    Args:
+        certificate: Of the finished model.
+        decisions: What was decided about it.
+    """
+    if not any(decision.what == REMOVED for decision in decisions) or not certificate.rows:
+        return []
+    row = max(certificate.rows, key=lambda row: row.reached / row.maximum if row.maximum else 1.0)
+    if row.reached >= (1 - UNSPENT) * row.maximum:
+        return []
+    what = f"the budget is not used up: {row.told(row.reached)} of {row.told(row.maximum)}"
+    why = "channels that were dead went after weights were chosen; a looser budget keeps more"
+    return [Decision("", what, why)]
 
 
 def traced_anew(graph: ModelGraph, call: Call) -> ModelGraph:

@@ -25,7 +25,7 @@ from passes.tracing.trace import trace
 from transform.certificate import REMEASURE, Source, certify
 from transform.evaluate import evaluate
 from transform.fingerprint import state_digest
-from transform.finished import traced_anew, without_dead_structure
+from transform.finished import traced_anew, unspent, without_dead_structure
 from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.request import Request
@@ -284,7 +284,7 @@ def _certified(
     return Compressed(
         model=graph.module,
         certificate=certificate,
-        decisions=tuple(graph.decisions),
+        decisions=(*unspent(certificate, graph.decisions), *graph.decisions),
         plan=plan,
         costs=costs,
         method=choice.spec.name,

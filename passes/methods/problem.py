@@ -271,7 +271,7 @@ def _check_feasible(problem: Problem, unchanged: Sequence[Mapping[str, int | flo
         raise InfeasibleBudget(
             f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
             f"original), but {tightest:,} ({limit.share(tightest)}) is the least that can be "
-            f"reached; layer {binding!r} needs most of it",
+            f"reached by zeroing weights; layer {binding!r} needs most of it",
             limit=limit.key,
             asked=limit.maximum,
             tightest=tightest,
@@ -287,8 +287,9 @@ def _what_lowers(problem: Problem, limit: ResolvedLimit, fixed: float, tightest:
         lower += ", another pattern (what it does not fit stays dense)"
     alone = f"{limit.share(fixed)}, {100 * fixed / tightest:.0f} % of that"
     if limit.key == "energy":
-        lower += f" (activations alone are {alone}), a smaller input, fewer channels, trained "
-        lower += "input masks (EnergyProjection(input_mask=True, start='masks'))"
+        lower += f" (activations alone are {alone}), a smaller input, trained input masks "
+        lower += "(method 'energy' with input_mask=True, start='masks'), and fewer channels: they "
+        lower += "take their activations along (methods 'l1', 'l2', 'ising')"
     if limit.key == "sparse_macs":
         lower += ", a smaller input"
         if fixed:

@@ -27,6 +27,9 @@ from passes.structure.products import heads
 from passes.structure.rules import LAYERS
 from passes.structure.state import cuts, full_state, kept_along
 
+# What its decisions say of a group that has lost units.
+REMOVED = "dead channels removed"
+
 Mask = NDArray[np.bool_]
 Place = tuple[str, str]
 
@@ -334,7 +337,7 @@ class _Analysis:
         counts = {"not read": unread, "always zero": zero, "constant": gone & ~unread & ~zero}
         why = ", ".join(f"{mask.sum()} {what}" for what, mask in counts.items() if mask.any())
         left = f"{state[group.name].sum()} units"
-        return Decision(group.name, "dead channels removed", why, f"{group.units} units", left)
+        return Decision(group.name, REMOVED, why, f"{group.units} units", left)
 
     def _stays(
         self, group: ChannelGroup, state: Mapping[str, Mask], whole: Collection[Place]

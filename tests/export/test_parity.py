@@ -128,3 +128,20 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         open_session(path)
     with pytest.raises(ExportError, match="refuses"):
         check_parity(path, nn.Linear(3, 2), CALL)
+
+
+class Samples(nn.Module):
+    """Counts its samples in Python, so that the file computes as many and no more."""
+
+    def forward(self, x):
+        return torch.stack([x[row] * 2 for row in range(int(x.shape[0]))])
+
+
+def test_a_file_that_takes_one_batch_alone_is_told(tmp_path):
+    path = tmp_path / "fixed.onnx"
+    example = torch.zeros(2, 3)
+    torch.onnx.export(Samples().eval(), (example,), str(path), dynamo=True, verbose=False)
+    assert check_parity(path, Samples(), Call((example,))).max_abs_error == 0.0
+    with pytest.raises(ExportError, match="cannot run the file at batch 3: ") as caught:
+        check_parity(path, Samples(), Call((torch.zeros(3, 3),)))
+    assert "reads the batch size" in caught.value.remedy

@@ -34,6 +34,34 @@ def test_rules_for_layers_are_a_mapping(value):
     refused(transform.ArgumentError, "^layers: .*no mapping", layers=value)
 
 
+class ByValue(nn.Module):
+    """Its branch has no ONNX form."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x) if bool(x.sum() > 0) else self.layer(x).relu()
+
+
+def test_a_result_that_has_no_onnx_form_is_saved_all_the_same(tmp_path):
+    found = refused(
+        transform.ExportError,
+        "cannot express this model",
+        model=ByValue(),
+        budget="nonzeros<=50%",
+        example_inputs=torch.ones(2, 8),
+        out=tmp_path / "small",
+    )
+    assert found.__notes__ == [
+        f"The result is saved in {tmp_path / 'small'}, without ONNX; transform.load() reads it."
+    ]
+    loaded = transform.load(tmp_path / "small", ByValue())
+    assert int(loaded.model.layer.weight.count_nonzero()) == 16
+    assert not (tmp_path / "small" / "model.onnx").exists()
+
+
 def test_training_needs_data_and_a_configuration():
     refused(transform.ArgumentError, r"^train: .*no data\. Pass data=", train=3)
     refused(transform.ArgumentError, r"^train: str is no training configuration", train="long")

@@ -20,6 +20,11 @@ def compressed(model, data=None, **options):
     return state_digest(result.model)
 
 
+def test_a_tensor_is_one_batch():
+    model, x = made(SmallConv)
+    assert compressed(model, x) == compressed(model, [x])
+
+
 @pytest.mark.slow
 def test_data_of_one_input():
     model, x = made(SmallConv)

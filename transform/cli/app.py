@@ -19,6 +19,7 @@ from passes.methods.base import MethodSpec
 from passes.methods.registry import methods as all_methods
 from transform import __version__
 from transform.analyze import analyze as cost_model
+from transform.choice import automatic
 from transform.cli import compare as compare_command
 from transform.cli import options
 from transform.cli import plot as plot_command
@@ -155,6 +156,10 @@ def compress(
     profile, examples = load_hardware(hardware), example_inputs(inputs) if inputs else None
     with show.stage(f"building {model}"):
         built = load_model(model, weights, seed)
+    if all(part.training for part in built.modules()):
+        # A result is in the mode of its original, and who loads it wants to run it. Where the
+        # author has frozen parts, training must know which.
+        built.eval()
     loaded = load_data(data, seed, data_root) if data is not None else None
     result = compress_model(
         built,
@@ -254,12 +259,18 @@ def bench(
 def methods(as_json: options.AsJson = False) -> None:
     """List the methods, their options, the limits that they serve, and where they come from.
 
+    First what `auto` takes for which limit.
+
     Choose one with `transform compress --method NAME`; set its options with --set KEY=VALUE.
     """
     specs = all_methods().values()
     if as_json:
         print(_json({"methods": [_described(spec) for spec in specs]}))
         return
+    taken = automatic()
+    print("auto")
+    for name in dict.fromkeys(taken.values()):
+        print(f"  {name:<10}for {', '.join(key for key in taken if taken[key] == name)}")
     for spec in specs:
         fields = ", ".join(f"{key}={value!r}" for key, value in defaults(spec.config).items())
         print(spec.name)

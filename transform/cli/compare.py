@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from energy_model.errors import CompressionError, StorageError
+from energy_model.errors import ArgumentError, CompressionError, StorageError
 from passes.storage.atomic import json_bytes, write_file
 from transform.cli import options
 from transform.cli.progress import progress_mode
 from transform.cli.run import run_cells, typed_command
 from transform.progress import Progress
-from transform.recipes.recipe import load_recipe
+from transform.recipes.recipe import load_recipe, recipe_names
 
 EPILOG = """
 Examples:
@@ -96,6 +96,13 @@ def _results_of(
     """A folder as it is; a recipe after it was run, with what failed noted."""
     if Path(source).is_dir():
         return Path(source)
+    if not Path(source).exists() and source not in recipe_names():
+        raise ArgumentError(
+            f"{source!r} is neither a folder of results nor a recipe",
+            where="RESULTS",
+            remedy="Name a folder that `transform run` wrote, a recipe's YAML file, or one of "
+            f"{', '.join(recipe_names())}.",
+        )
     recipe = load_recipe(source)
     folder = out / "runs" / recipe.name
     try:

@@ -133,8 +133,9 @@ Form = Annotated[
         metavar="FORM",
         help="How weights are stored: auto (of what keeps the budget the form that was measured to "
         "be fastest), dense (ordinary floats; zeros stay in the file), qdq (integers, for "
-        "quantized models), sparse (gaps and values; smaller, not faster), sparse_initializers, or "
-        "column_groups (only the columns that each group of rows keeps).",
+        "quantized models), sparse (gaps and values; smaller, not faster), sparse_initializers, "
+        "column_groups (only the columns that each group of rows keeps), or packed (an archive, "
+        "the smallest; `transform unpack` gives the ONNX file back).",
     ),
 ]
 OriginalModel = Annotated[
@@ -175,20 +176,20 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder of data sets and weights; by default the environment variable TRANSFORM_DATA.",
+        help="Folder of data sets and weights; by default what the environment variable "
+        "TRANSFORM_DATA names, or shared/data beside the repository.",
     ),
 ]
 Train = Annotated[
     bool | None,
     typer.Option(
         "--train/--one-shot",
-        help="Whether to train under the budget. By default, if the data have labels.",
+        help="Whether to train under the budget. By default, if the data have labels, or --epochs "
+        "or --train-set is given.",
         show_default=False,
     ),
 ]
-Epochs = Annotated[
-    int | None, typer.Option(min=0, help="Passes over the data; by default 10. Implies --train.")
-]
+Epochs = Annotated[int | None, typer.Option(min=0, help="Passes over the data; by default 10.")]
 TrainSettings = Annotated[
     list[str] | None,
     typer.Option(
@@ -229,7 +230,10 @@ RecipeName = Annotated[
 ]
 RunFolder = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of the cells' folders; it may hold finished ones."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the cells' folders, which may hold finished ones; by default runs/RECIPE.",
+    ),
 ]
 Matrix = Annotated[bool, typer.Option("--matrix", help="Run every cell of the matrix.")]
 Select = Annotated[

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from energy_model.errors import ArgumentError, CompressionError, InfeasibleBudget
+from energy_model.errors import CompressionError, InfeasibleBudget
 from transform.cli import options
 from transform.cli.progress import progress_mode
 from transform.recipes.parts import Cell
@@ -18,7 +18,7 @@ from transform.recipes.run import run_cell
 
 EPILOG = """
 Examples:
-  transform run digits-energy --out runs/digits
+  transform run digits-energy
   transform run lenet5-mnist-energy --list
   transform run lenet5-mnist-energy --data-root data --matrix --out runs/lenet5
   transform run mine.yaml --select 7 --out runs/mine
@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Run a recipe: its single run, or with --matrix every cell of its matrix.
 
-    Each cell has its own folder below DIR, with result.json and the compressed model. Finished
+    Each cell has its own folder below --out, with result.json and the compressed model. Finished
     cells are skipped, a killed one goes on from its checkpoints. Test data are read once, at the
     end of a cell. A cell that fails does not stop the others: those that failed are named at the
     end, with exit code 1, or 3 if nothing but budgets that cannot be reached stood in their way.
@@ -46,12 +46,8 @@ def run(
     if list_cells:
         _list(found)
         return
-    if out is None:
-        raise ArgumentError(
-            "nothing says where to write", where="--out", remedy="Give --out DIR, or --list."
-        )
-    plan = found.dry() if dry_run else found
-    run_cells(plan, select_cells(plan, matrix, select), out, data_root, device, dry=dry_run)
+    plan, folder = found.dry() if dry_run else found, out or Path("runs") / found.name
+    run_cells(plan, select_cells(plan, matrix, select), folder, data_root, device, dry=dry_run)
 
 
 def run_cells(

@@ -37,7 +37,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CompressionError as error:
-            print(f"error: {error}", file=sys.stderr)
+            notes = getattr(error, "__notes__", [])
+            print("\n".join([f"error: {error}", *notes]), file=sys.stderr)
             raise typer.Exit(exit_code(error)) from error
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)

@@ -34,9 +34,10 @@ def unpack(archive: Archive, out: Target = None) -> None:
     path = out if out is not None else archive.with_suffix(".onnx")
     if path.resolve() == archive.resolve():
         raise ArgumentError(
-            "the file would take the place of its archive",
+            "the file would take the place of what is to be unpacked",
             where=str(archive),
-            remedy="Name another file by --out.",
+            remedy="Name the archive (`transform export --form packed` writes one), or another "
+            "file by --out.",
         )
     unpacked(archive, path)
     packed, whole = archive.stat().st_size, path.stat().st_size

@@ -92,7 +92,7 @@ class EnergyLimit:
         raise InfeasibleBudget(
             f"{limit.limit} asks for {limit.maximum:,} ({limit.share(limit.maximum)} of the "
             f"original), but {tightest:,} ({limit.share(tightest)}) is the least that can be "
-            f"reached; layer {binding!r} needs most of it",
+            f"reached by zeros and narrow weights; layer {binding!r} needs most of it",
             limit="energy",
             asked=limit.maximum,
             tightest=tightest,

@@ -193,6 +193,9 @@ def test_bench_prints_a_table_and_keeps_it_when_the_plot_fails(saved):
 
 def test_methods_lists_what_python_lists():
     printed = run("methods").stdout
+    assert printed.startswith(
+        "auto\n  joint     for archive\n  energy    for energy, sparse_macs\n"
+    )
     found = json.loads(run("methods", "--json").stdout)["methods"]
     assert [item["name"] for item in found] == list(transform.methods())
     for item, spec in zip(found, transform.methods().values(), strict=True):

@@ -254,9 +254,9 @@ def test_what_cannot_be_reached_does_not_stop_the_others(tmp_path):
     ("arguments", "message"),
     [
         (["run", "no-such-recipe", "--out", "a"], "there is no recipe"),
-        (["run", "digits-energy"], "Give --out DIR"),
+        (["run", "digits-energy", "--select", "999"], "there is no cell 999"),
         (["run", "digits-energy", "--select", "999", "--out", "a"], "there is no cell 999"),
-        (["compare", "no-such-folder", "--out", "a"], "there is no recipe"),
+        (["compare", "no-such-folder", "--out", "a"], "neither a folder of results nor a recipe"),
     ],
 )
 def test_bad_requests_exit_with_1(tmp_path, monkeypatch, arguments, message):
