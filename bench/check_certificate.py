@@ -83,7 +83,8 @@ def _bound_rows(limit: Mapping[str, Any]) -> Iterator[Row]:
         most = math.floor(exactly) if limit["kind"] == "exact" else float(exactly)
         yield Row(f"{name}, maximum", maximum, f"<= {most}", maximum <= most, asked)
     if limit.get("undecidable"):
-        noise = max(_RESOLUTION, limit["measurement"]["spread"])
+        spreads = limit["measurement"]["spread"], limit["measurement"].get("base_spread", 0.0)
+        noise = max(_RESOLUTION, math.hypot(*spreads))
         close = abs(limit["reached"] - maximum) <= noise * maximum
         yield Row(f"{name}, holds", "undecidable", f"noise {noise:.1%}", close and None, asked)
         return

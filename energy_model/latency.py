@@ -14,7 +14,7 @@ Sources: Yang, Zhu, Liu, "ECC", CVPR 2019 (bilinear); Yang et al., "NetAdapt", E
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,23 @@ class LatencyModel:
                 remedy="Give input and output widths of every layer.",
             )
         return self.rest + sum(self.layer_seconds(name, *widths[name]) for name in self.layers)
+
+    def anchored(self, widths: LayerWidths, seconds: float) -> LatencyModel:
+        """The same model in proportion, such that one network takes what it was measured to take.
+
+        Networks are measured side by side when a model is fitted, a single file at another time
+        and alone; the machine is not equally fast at both.
+
+        Args:
+            widths: Of every layer of the measured network.
+            seconds: What it took.
+
+        Raises:
+            ArgumentError: A layer is missing.
+        """
+        predicted = self.predict(widths)
+        factor = seconds / predicted if predicted > 0 else 1.0
+        return replace(self, rest=factor * self.rest, scale=factor * self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object; `from_dict` reads back an equal model."""

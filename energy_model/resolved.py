@@ -17,11 +17,14 @@ class ResolvedLimit:
         limit: What was asked.
         base: The value of the original dense model, in the unit of the limit.
         maximum: What the finished model may reach.
+        base_spread: Of a share of a measured base, the spread of the base's rounds over their
+            median; 0 for all other limits.
     """
 
     limit: Limit
     base: int | float
     maximum: int | float
+    base_spread: float = 0.0
 
     @property
     def key(self) -> str:

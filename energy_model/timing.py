@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,13 +16,14 @@ processes differs by up to 4 %, as memory happens to be laid out."""
 Verdict = Literal["met", "exceeded", "undecidable"]
 
 
-def relative_noise(spread: float) -> float:
+def relative_noise(spread: float, base_spread: float = 0.0) -> float:
     """The relative difference below which a measurement decides nothing.
 
     Args:
         spread: Interquartile range of the rounds over their median.
+        base_spread: The same of what it is a share of, where that was measured too.
     """
-    return max(spread, RESOLUTION)
+    return max(math.hypot(spread, base_spread), RESOLUTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,17 @@ class Timing:
         """The relative difference below which this decides nothing."""
         return relative_noise(self.spread)
 
-    def verdict(self, maximum: float) -> Verdict:
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object: the arguments that make an equal one."""
+        return {"seconds": self.seconds, "spread": self.spread, "details": dict(self.details)}
+
+    def verdict(self, maximum: float, base_spread: float = 0.0) -> Verdict:
         """Whether a limit is met, as far as the noise lets that be said.
 
         Args:
             maximum: The limit, seconds.
+            base_spread: Spread of the measured time that the limit is a share of.
         """
-        if abs(self.seconds - maximum) <= self.noise * maximum:
+        if abs(self.seconds - maximum) <= relative_noise(self.spread, base_spread) * maximum:
             return "undecidable"
         return "met" if self.seconds < maximum else "exceeded"

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from energy_model.errors import ExportError, ParityError
+from energy_model.errors import CompressionError, ExportError, ParityError
 from passes.inputs import Call
 from passes.isolation import evaluating
 
 # Float kernels sum in another order; relative to the largest output.
 TOLERANCE = 1e-4
+_ANY_BATCH = "Write forward for any batch: x.flatten(1) instead of x.view(4, -1)."
 _TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -118,8 +119,7 @@ def run_session(
             f"{str(error).splitlines()[0]}",
             where=str(where),
             remedy="A forward that reads the batch size into Python (int(x.shape[0]), a loop over "
-            "samples) fixes it in the file: write it with tensor operations, such as "
-            "x.flatten(1) or x.view(-1, 400).",
+            f"samples) fixes it in the file. {_ANY_BATCH}",
         ) from error
 
 
@@ -153,9 +153,22 @@ def check_parity(
 
 
 def torch_outputs(module: nn.Module, call: Call) -> list[Any]:
-    """All output tensors of a module in evaluation mode, as arrays."""
-    with evaluating(module):
-        outputs = [t for t in pytree.tree_leaves(call.fresh()(module)) if isinstance(t, Tensor)]
+    """All output tensors of a module in evaluation mode, as arrays.
+
+    Raises:
+        ExportError: The module cannot be called with so many samples.
+    """
+    try:
+        with evaluating(module):
+            outputs = [t for t in pytree.tree_leaves(call.fresh()(module)) if isinstance(t, Tensor)]
+    except CompressionError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the model fails at batch {call.batch_size}: {str(error).splitlines()[0]}",
+            where=type(module).__name__,
+            remedy=f"A file serves any number of samples. {_ANY_BATCH}",
+        ) from error
     return [(t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in outputs]
 
 

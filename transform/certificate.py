@@ -15,7 +15,7 @@ from transform.limits import Value
 
 REMEASURE = (
     "The machine was slower, or had more other work, than when the structure was chosen: run again "
-    "when it is quiet, or allow more."
+    "when it is quiet (with resume=False where a run was resumed), or allow more."
 )
 FORMAT = "transform-certificate"
 VERSION = 1
@@ -46,7 +46,8 @@ class CertificateRow:
         sha256: Digest of that file, or of the model's state.
         base_counted_from: `"file"`, or `"original"` where the finished model has smaller layers, so
             that `base` cannot be counted from it any more.
-        measurement: Median, spread, threads, batch, runtime, machine, if measured.
+        measurement: Median, spread, threads, batch, runtime, machine, if measured; and
+            `base_spread`, the spread of the base that a share is of.
     """
 
     limit: str
@@ -75,7 +76,8 @@ class CertificateRow:
         """
         if self.kind != "measured" or self.measurement is None:
             return False
-        noise = relative_noise(self.measurement["spread"])
+        found = self.measurement
+        noise = relative_noise(found["spread"], found.get("base_spread", 0.0))
         return abs(self.reached - self.maximum) <= noise * self.maximum
 
     @property
@@ -102,7 +104,10 @@ class CertificateRow:
         if found is None:
             return ""
         most = f", the limit is {self.told(self.maximum)}" if self.undecidable else ""
-        spread = f" (median, rounds vary by {found['spread']:.1%}{most})"
+        own = f"rounds vary by {found['spread']:.1%}"
+        if found.get("base_spread"):
+            own += f", the original's by {found['base_spread']:.1%}"
+        spread = f" (median, {own}{most})"
         threads = f"{found['threads']} thread{'' if found['threads'] == 1 else 's'}"
         return f"{spread} at batch {found['batch']}, {threads}, {found['machine']}"
 
@@ -262,11 +267,18 @@ def certify(
             file=source.name,
             sha256=source.sha256,
             base_counted_from="original" if smaller else "file",
-            measurement=values[limit.key].measurement,
+            measurement=_measurement(values[limit.key], limit),
         )
         for limit in limits
     )
     return Certificate(rows, source, costs, initializers or {})
+
+
+def _measurement(value: Value, limit: ResolvedLimit) -> dict[str, Any] | None:
+    """How a value was measured; of a share also what is known of its base."""
+    if value.measurement is None or not limit.base_spread:
+        return value.measurement
+    return {**value.measurement, "base_spread": limit.base_spread}
 
 
 def _unit(key: str, hardware: Hardware) -> str:

@@ -58,7 +58,9 @@ def compress(
     """Compress a model until it fits a budget.
 
     The caller's model, its modes and the global random state are left as they were. The budget is
-    met exactly or an error is raised; it is never silently changed.
+    met exactly or an error is raised; it is never silently changed. Only of a latency the noise may
+    cover the difference from its limit: then the certificate says that nobody can tell, and
+    `certificate.holds` whether the median is within.
 
     Args:
         model: Any PyTorch model, or an earlier result, which is compressed further; shares then

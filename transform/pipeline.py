@@ -14,6 +14,7 @@ from energy_model.budget import Budget, Limit
 from energy_model.cost import CostTable
 from energy_model.errors import PostconditionError, PreconditionError, UnsupportedBudget
 from energy_model.resolved import ResolvedLimit
+from energy_model.timing import Timing
 from passes.graph import Decision, LayerRule, ModelGraph, Site
 from passes.isolation import copied
 from passes.methods.base import Method, Run
@@ -26,12 +27,13 @@ from transform.certificate import REMEASURE, Source, certify
 from transform.evaluate import evaluate
 from transform.fingerprint import state_digest
 from transform.finished import traced_anew, unspent, without_dead_structure
-from transform.limits import COUNTED, Subject, base_value, reached_value
+from transform.limits import COUNTED, LATENCY, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.request import Request
 from transform.result import Compressed, Costs, smaller_layers
 from transform.run_setting import run_setting, stopwatch
 from transform.sizes import Sizes, count_sizes
+from transform.stopwatch import other_machine
 from transform.training.candidates import trainer_of
 from transform.training.fit import fit
 
@@ -74,6 +76,10 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan, before, bases)
     scores["after"] = _score(request, finished.module, show)
+    if any(limit.key == LATENCY for limit in limits):
+        result.timing = _timing_of_original(subject, request.origin)
+    elif request.origin is not None:
+        result.timing = request.origin.timing
     result.metrics, result.search = scores, method.search_record()
     if result.search is not None:  # what the search chose was trained in it
         history = [*history, *map(dict, result.search.best.history)]
@@ -177,6 +183,8 @@ def _base(limit: Limit, subject: Subject, origin: Compressed | None) -> int | fl
             remedy=f"Pass hardware={origin.costs.before.hardware.name!r}.",
         )
     if key in origin.bases:
+        if key == LATENCY and limit.relative:
+            _require_measured_here(origin)
         return origin.bases[key]
     # Of sizes and times, methods go by the base of an absolute limit as well.
     if not limit.relative and key in COUNTED | {"archive"}:
@@ -199,8 +207,28 @@ def resolve(
     for limit in budget.limits:
         base = _base(limit, subject, origin)
         maximum = limit.resolve(base, subject.hardware, layers)
-        resolved.append(ResolvedLimit(limit, base, maximum))
+        timing = None
+        if limit.key == LATENCY and limit.relative:
+            timing = _timing_of_original(subject, origin)
+        resolved.append(ResolvedLimit(limit, base, maximum, timing.spread if timing else 0.0))
     return tuple(resolved)
+
+
+def _timing_of_original(subject: Subject, origin: Compressed | None) -> Timing | None:
+    """How the latency of the original was measured, by this run or an earlier one."""
+    return subject.timing() if origin is None else origin.timing
+
+
+def _require_measured_here(origin: Compressed) -> None:
+    """Raise if a share of another machine's time is asked for."""
+    there = "" if origin.timing is None else other_machine(origin.timing.details)
+    if there:
+        raise UnsupportedBudget(
+            f"the latency of the earlier result's original was measured on another machine "
+            f"({there}), so no share of it says anything here",
+            where="budget",
+            remedy="Give an absolute limit, such as latency<=3 ms, or compress the original here.",
+        )
 
 
 def _finished(graph: ModelGraph, request: Request, sites: Mapping[str, Site]) -> ModelGraph:

@@ -14,6 +14,9 @@ from energy_model.timing import Timing
 from passes.graph import ModelGraph
 from passes.methods.base import Run
 from passes.methods.embedding.trainer import CandidateTrainer
+from passes.structure.groups import channel_groups
+from passes.structure.latency_terms import Widths
+from passes.structure.state import full_state
 from transform.fingerprint import state_digest
 from transform.finished import traced_anew, without_dead_structure
 from transform.labelled import Labelled
@@ -66,7 +69,9 @@ def run_setting(
         archive=lambda finished: _file_bytes(finished, request, "archive"),
         size=lambda finished: _file_bytes(finished, request, "size", limits),
         latency=lambda finished: _timing(finished, request, watch, limits),
-        latency_model=lambda graph, multiple: _latency_model(graph, multiple, request, watch),
+        latency_model=lambda graph, multiple: _latency_model(
+            graph, multiple, request, watch, limits
+        ),
         trainer=trainer,
     )
 
@@ -111,12 +116,24 @@ def _as_finished(graph: ModelGraph, request: Request) -> ModelGraph:
 
 
 def _latency_model(
-    graph: ModelGraph, multiple: int, request: Request, watch: Stopwatch
+    graph: ModelGraph,
+    multiple: int,
+    request: Request,
+    watch: Stopwatch,
+    limits: Sequence[ResolvedLimit],
 ) -> LatencyModel:
-    """Fitted to networks that are measured now, unless an interrupted run did so."""
+    """Fitted to networks that are measured now, unless an interrupted run did so.
+
+    What it predicts of the network as it is is what that network's file takes by itself, as the
+    files of candidates will be measured.
+    """
     from bench.latency_model import measure_latency_model  # bench stands above this floor
 
-    key = f"model of {state_digest(graph.module)}, multiples of {multiple}"
-    return watch.model(
-        key, lambda: measure_latency_model(graph, multiple=multiple, seed=request.seed)
-    )
+    def anchored() -> LatencyModel:
+        model = measure_latency_model(graph, multiple=multiple, seed=request.seed)
+        groups = channel_groups(graph)
+        widths = Widths(graph, groups).of(full_state(groups))
+        whole = Subject(graph, request.hardware, limits=limits).timing()
+        return model.anchored(widths, whole.seconds)
+
+    return watch.model(f"model of {state_digest(graph.module)}, multiples of {multiple}", anchored)

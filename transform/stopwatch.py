@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from energy_model.errors import StorageError
 from energy_model.latency import LatencyModel
 from energy_model.timing import Timing
 from passes.storage.atomic import json_bytes, read_json, storage_errors, write_file
@@ -37,6 +38,19 @@ def measure_file(path: Path) -> Timing:
     return min(found, key=lambda timing: timing.spread)
 
 
+def other_machine(details: Mapping[str, Any]) -> str:
+    """The machine that a time was measured on, if it is not this one; else empty.
+
+    Args:
+        details: Of a `Timing`.
+    """
+    from bench import measure
+
+    here = measure.machine_name()
+    there = str(details.get("machine", here))
+    return "" if there == here else there
+
+
 class Stopwatch:
     """Measures, and tells a resumed run what was measured before it was interrupted.
 
@@ -48,6 +62,9 @@ class Stopwatch:
         folder: Where checkpoints lie; `None` remembers nothing.
         run: Identity of the run; what another one measured is not used.
         resume: Whether to use what an earlier run measured.
+
+    Raises:
+        StorageError: The earlier run measured on another machine.
     """
 
     def __init__(self, folder: Path | None, run: str, *, resume: bool = True) -> None:
@@ -58,6 +75,17 @@ class Stopwatch:
             found = read_json(self._file)
             if found.get("run") == run:
                 self._known = dict(found["measured"])
+                self._require_here(self._file)
+
+    def _require_here(self, file: Path) -> None:
+        """Raise if times of another machine would be compared to times of this one."""
+        machines = (other_machine(value.get("details", {})) for value in self._known.values())
+        if there := next(filter(None, machines), ""):
+            raise StorageError(
+                f"the interrupted run has measured latencies on another machine ({there})",
+                where=str(file),
+                remedy="Go on there, or begin anew with resume=False.",
+            )
 
     def timing(self, key: str, measure: Callable[[], Timing]) -> Timing:
         """The time of a file, by what the file holds.
@@ -67,9 +95,7 @@ class Stopwatch:
             measure: Measures it.
         """
         if key not in self._known:
-            timing = measure()
-            parts = {"seconds": timing.seconds, "spread": timing.spread}
-            self._keep(key, parts | {"details": dict(timing.details)})
+            self._keep(key, measure().to_dict())
         return Timing(**self._known[key])
 
     def model(self, key: str, measure: Callable[[], LatencyModel]) -> LatencyModel:

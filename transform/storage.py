@@ -19,6 +19,7 @@ from energy_model.budget import Budget
 from energy_model.cost import CostTable
 from energy_model.errors import CompressionError, StorageError
 from energy_model.resolved import ResolvedLimit
+from energy_model.timing import Timing
 from passes.embedding.encoder import ENCODER_FILES, load_encoders, save_encoders
 from passes.graph import Decision
 from passes.inputs import Call, one_sample
@@ -150,7 +151,9 @@ def _describe(result: Compressed) -> dict[str, Any]:
         "method": result.method,
         "config": dict(result.config),
         "limits": [
-            {"limit": str(x.limit), "base": x.base, "maximum": x.maximum} for x in result.limits
+            {"limit": str(x.limit), "base": x.base, "maximum": x.maximum}
+            | ({"base_spread": x.base_spread} if x.base_spread else {})
+            for x in result.limits
         ],
         "certificate": result.certificate.to_dict(),
         "decisions": [decision.to_dict() for decision in result.decisions],
@@ -159,6 +162,7 @@ def _describe(result: Compressed) -> dict[str, Any]:
         "metrics": result.metrics,
         "bases": result.bases,
         "sizes": None if result.sizes is None else result.sizes.to_dict(),
+        "timing": None if (timing := result.timing) is None else timing.to_dict(),
         "search": None if result.search is None else result.search.to_dict(),
         "costs": {
             "before": result.costs.before.to_dict(),
@@ -290,7 +294,8 @@ def _restored(
     limits = []
     for item in description["limits"]:
         [limit] = Budget.parse(item["limit"]).limits
-        limits.append(ResolvedLimit(limit, item["base"], item["maximum"]))
+        spread = item.get("base_spread", 0.0)
+        limits.append(ResolvedLimit(limit, item["base"], item["maximum"], spread))
     return Compressed(
         model=module,
         certificate=Certificate.from_dict(description["certificate"]),
@@ -305,6 +310,7 @@ def _restored(
         history=description["history"],
         bases=description.get("bases", {}),
         sizes=Sizes.from_dict(sizes) if (sizes := description.get("sizes")) else None,
+        timing=Timing(**timing) if (timing := description.get("timing")) else None,
         search=SearchRecord.from_dict(found) if (found := description.get("search")) else None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from energy_model.errors import InfeasibleBudget
 from energy_model.resolved import ResolvedLimit, limit_on
-from energy_model.timing import RESOLUTION, Timing, Verdict
+from energy_model.timing import RESOLUTION, Timing, Verdict, relative_noise
 from energy_model.units import format_seconds
 from passes.graph import Decision, ModelGraph
 from passes.rewrite.shrink import shrink
@@ -105,14 +106,16 @@ class LatencyFit:
     def fit(self, limits: Sequence[ResolvedLimit]) -> Timed:
         """Find the structure.
 
-        The first one is chosen with room for the noise. Where its file is too slow, as much less is
-        allowed next as the prediction was too low; where it leaves much unused, as much more.
+        The first one is chosen with room for the noise. The measurements that follow close in on
+        the limit from both sides: what is allowed next is where the last two structures say that
+        the limit will be, between the largest that met it and the smallest that did not. It ends
+        with a structure that leaves little unused.
 
         Args:
             limits: The budget, with a limit on the latency.
 
         Returns:
-            The slowest structure that was measured to meet the limit; if none was, one of which the
+            The largest structure that was measured to meet the limit; if none was, one of which the
             noise does not let that be said.
 
         Raises:
@@ -122,23 +125,15 @@ class LatencyFit:
         limit = limit_on(limits, KEY)
         assert limit is not None
         found: list[Timed] = []
-        noise, allowed = RESOLUTION, float(limit.maximum * (1 - RESOLUTION) * (1 - _SPARE))
-        for trial in range(1, _TRIALS + 1):
-            selection = self._select(limits, allowed)
-            if selection is None or any(_same(selection, other.selection) for other in found):
+        allowed: float | None = _aim(limit, RESOLUTION)
+        while allowed is not None and len(found) < _TRIALS:
+            # What is predicted of the smallest one decides nothing: its file does.
+            selection = self._select(limits, allowed) or self.smallest()
+            if any(_same(selection, other.selection) for other in found):
                 break
-            found.append(self._timed(selection, limit, trial))
-            last = found[-1]
-            noise = max(noise, last.timing.noise)
-            aim = limit.maximum * (1 - noise) * (1 - _SPARE)
-            ratio = last.predicted / last.timing.seconds
-            if last.verdict != "met":
-                allowed = min(aim * ratio, allowed * (1 - _STEP))
-            elif last.timing.seconds >= (1 - _UNUSED) * aim or len(found) > 1:
-                break
-            else:
-                allowed = aim * ratio
-        return _best(found) or self._least(limit, len(found))
+            found.append(self._timed(selection, limit, len(found) + 1))
+            allowed = _allowed_next(found, limit)
+        return _best(found) or self._least(limit, found)
 
     def _select(self, limits: Sequence[ResolvedLimit], allowed: float) -> Selection | None:
         """The structure with a predicted latency, if there is one."""
@@ -152,11 +147,13 @@ class LatencyFit:
 
     def _timed(self, selection: Selection, limit: ResolvedLimit, trial: int) -> Timed:
         timing = self.measure(selection.state)
-        return Timed(selection, timing, timing.verdict(limit.maximum), trial)
+        return Timed(selection, timing, timing.verdict(limit.maximum, limit.base_spread), trial)
 
-    def _least(self, limit: ResolvedLimit, trials: int) -> Timed:
-        """The smallest structure; what was predicted of it does not count."""
-        least = self._timed(self.smallest(), limit, trials + 1)
+    def _least(self, limit: ResolvedLimit, found: Sequence[Timed]) -> Timed:
+        """The smallest structure, after all others were too slow."""
+        smallest = self.smallest()
+        known = [timed for timed in found if _same(timed.selection, smallest)]
+        least = known[0] if known else self._timed(smallest, limit, len(found) + 1)
         if least.verdict != "exceeded":
             return least
         spread = f"the rounds vary by {least.timing.spread:.1%}"
@@ -169,6 +166,52 @@ class LatencyFit:
             remedy="Raise the limit, lower the channel multiple or the least that layers keep, or "
             "measure on a machine with less other work.",
         )
+
+
+def _aim(limit: ResolvedLimit, noise: float) -> float:
+    """Seconds that leave room for the noise of the next measurement."""
+    return float(limit.maximum * (1 - noise) * (1 - _SPARE))
+
+
+def _allowed_next(found: Sequence[Timed], limit: ResolvedLimit) -> float | None:
+    """The predicted latency that the next structure may have; `None` where there is none to try.
+
+    Args:
+        found: What was measured, in order.
+        limit: The limit.
+    """
+    last = found[-1]
+    aim = _aim(limit, relative_noise(last.timing.spread, limit.base_spread))
+    if last.verdict == "met" and last.timing.seconds >= (1 - _UNUSED) * aim:
+        return None
+    low = max((timed.predicted for timed in found if timed.verdict == "met"), default=0.0)
+    high = min((t.predicted for t in found if t.verdict != "met"), default=math.inf)
+    wanted = _predicted_at(aim, found)
+    if last.verdict != "met":
+        wanted = min(wanted, (1 - _STEP) * high)
+    if high == math.inf:
+        return wanted if wanted > low else None
+    if not low < (1 - _STEP) * high:
+        return None
+    return wanted if low < wanted < high else (low + high) / 2
+
+
+def _predicted_at(seconds: float, found: Sequence[Timed]) -> float:
+    """What is predicted of a structure that would take so long as measured.
+
+    By the line through the last two measurements, or in proportion to the last one; the line is
+    trusted no further than a factor of two from that.
+    """
+    last = found[-1]
+    ratio = last.predicted * seconds / last.timing.seconds
+    if len(found) == 1:
+        return ratio
+    rise = last.timing.seconds - found[-2].timing.seconds
+    run = last.predicted - found[-2].predicted
+    if rise * run <= 0:
+        return ratio
+    line = last.predicted + (seconds - last.timing.seconds) * run / rise
+    return min(max(line, ratio / 2), 2 * ratio)
 
 
 def of_cut(

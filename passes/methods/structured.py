@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from energy_model.cost import CostTable
-from energy_model.errors import PreconditionError
+from energy_model.errors import InfeasibleBudget, PreconditionError
 from energy_model.latency import LatencyModel
 from energy_model.resolved import ResolvedLimit, limit_on
 from passes.graph import Decision, ModelGraph
@@ -233,10 +233,16 @@ class StructuredPruning(Method):
             last: Whether this is the structure that will be measured in the end.
         """
         select = partial(self._select, graph, groups, costs)
-        timed = self._run.latency if last and limit_on(limits, latency_fit.KEY) else None
-        if timed is None:
-            selection = select(limits)
-            return selection, selection.reached, {}
+        timed = self._run.latency if limit_on(limits, latency_fit.KEY) else None
+        if timed is None or not last:
+            try:
+                selection = select(limits)
+            except InfeasibleBudget as error:
+                if timed is None or error.limit != latency_fit.KEY:
+                    raise
+                # A prediction says so; whether it is so, a file says.
+            else:
+                return selection, selection.reached, {}
         smallest = partial(select, limits, smallest=True)
         measure = latency_fit.of_cut(graph, self._all_groups(graph), timed)
         found = LatencyFit(select, smallest, measure).fit(limits)

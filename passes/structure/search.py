@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from energy_model.errors import ArgumentError, InfeasibleBudget, PreconditionError
 from energy_model.resolved import ResolvedLimit
-from passes.structure.costs import StructureCosts
+from passes.structure.costs import LATENCY, StructureCosts
 from passes.structure.groups import ChannelGroup, ChannelGroups
 from passes.structure.ranking import Ranking
 from passes.structure.state import State, checked_state, full_state
@@ -136,13 +136,14 @@ class Search:
         tightest = self.tally.values[place]
         if not self.rankings:
             raise self._all_frozen(limit, tightest)
+        predicted = "are predicted to need" if limit.key == LATENCY else "need"
         layers = self.costs.by_layer(limit.key, self.tally.state)
         layers.pop("", None)
         binding = max(layers, key=layers.__getitem__, default="")
         raise InfeasibleBudget(
             f"{limit.limit} asks for {limit.amount(limit.maximum)} "
             f"({limit.share(limit.maximum)} of the original), but {limit.amount(tightest)} "
-            f"({limit.share(tightest)}) is what the fewest channels need; layer {binding!r} "
+            f"({limit.share(tightest)}) is what the fewest channels {predicted}; layer {binding!r} "
             "needs most of it",
             limit=limit.key,
             asked=limit.maximum,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from energy_model.errors import ExportError, ParityError
-from export.parity import TOLERANCE, check_parity, compare_outputs, open_session
+from export.parity import TOLERANCE, check_parity, compare_outputs, open_session, torch_outputs
 from passes.inputs import Call
 
 CALL = Call((torch.zeros(2, 3),))
@@ -145,3 +145,17 @@ def test_a_file_that_takes_one_batch_alone_is_told(tmp_path):
     with pytest.raises(ExportError, match="cannot run the file at batch 3: ") as caught:
         check_parity(path, Samples(), Call((torch.zeros(3, 3),)))
     assert "reads the batch size" in caught.value.remedy
+
+
+class OfFour(nn.Module):
+    """Takes four samples and no other number."""
+
+    def forward(self, x):
+        return x.view(4, 3) * 2
+
+
+def test_a_model_that_takes_one_batch_alone_is_told(tmp_path):
+    with pytest.raises(ExportError, match="OfFour: the model fails at batch 3: shape") as caught:
+        torch_outputs(OfFour(), Call((torch.zeros(3, 3),)))
+    assert "for any batch" in caught.value.remedy
+    assert len(torch_outputs(OfFour(), Call((torch.zeros(4, 3),)))) == 1

@@ -139,7 +139,8 @@ def compress(
 ) -> None:
     """Compress a model until it fits a budget; write ONNX and a certificate.
 
-    The budget is met exactly, or no result is written and the exit code says why. With labelled
+    The budget is met exactly, or no result is written and the exit code says why; a latency whose
+    noise covers its limit is said to be undecidable. With labelled
     data the model is trained under the budget. Without, or with --one-shot, nothing is trained: the
     weights that stay are as they were.
     """

@@ -48,9 +48,9 @@ Limits = Annotated[
     str,
     typer.Option(
         metavar="LIMITS",
-        help='Upper limits, a comma means and: "energy<=25%", "energy<=25%, nonzeros<=20k", '
-        '"sparsity>=90%". Percentages are relative to the original dense model. kB is 1000 bytes, '
-        "KiB 1024; k, M, G are powers of 1000; times are in us, ms or s.",
+        help='Upper limits, a comma means and: "energy<=25%, nonzeros<=20k", "macs<=50%", '
+        '"latency<=3 ms", "sparsity>=90%". Percentages are relative to the original dense '
+        "model. kB is 1000 bytes, KiB 1024; k, M, G are powers of 1000; times are in us, ms or s.",
     ),
 ]
 ResultFolder = Annotated[
