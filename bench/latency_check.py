@@ -86,6 +86,23 @@ class Checked:
         """Median of the errors."""
         return float(np.median(self.errors))
 
+    @property
+    def blind(self) -> float:
+        """Median error of who always says the median of the times: what the widths are worth."""
+        times = np.array([network.seconds for network in self.unseen])
+        return float(np.median(np.abs(np.median(times) / times - 1)))
+
+    @property
+    def order(self) -> float:
+        """Correlation of the ranks of predicted and measured times; 0 where one does not vary."""
+        measured = [network.seconds for network in self.unseen]
+        own, true = (
+            np.unique(times, return_inverse=True)[1] for times in (self.predicted, measured)
+        )
+        if not own.any() or not true.any():
+            return 0.0
+        return float(np.corrcoef(own, true)[0, 1])
+
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
         rows = zip(self.predicted, self.unseen, self.errors, strict=True)
@@ -94,6 +111,8 @@ class Checked:
             "command": self.command,
             "median_error": self.median,
             "worst_error": max(self.errors),
+            "blind_error": self.blind,
+            "rank_correlation": self.order,
             "fitted": self.fitted,
             "seconds": self.seconds,
             "load": list(self.load),
@@ -122,8 +141,9 @@ class Checked:
             "end). Weights are random: they do not change the time.",
             "",
             f"Error on {len(self.unseen)} unseen networks: median {self.median:.1%}, worst "
-            f"{max(self.errors):.1%}; goal of {GOAL:.0%} in the median: {met}. Cross-validated "
-            f"on the networks of the fit: {self.model.held_out}.",
+            f"{max(self.errors):.1%}; goal of {GOAL:.0%} in the median: {met}. To say their median "
+            f"time of each, without its widths, is {self.blind:.1%} off. Rank correlation "
+            f"{self.order:.2f}. Cross-validated on the networks of the fit: {self.model.held_out}.",
             "",
             "| network | predicted | measured | error |",
             "|---:|---:|---:|---:|",

@@ -12,7 +12,7 @@ import torch
 import export
 import transform
 from energy_model.measures import MEASURES
-from transform.choice import asked_of, choose_method
+from transform.choice import asked_of, automatic, choose_method
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -69,11 +69,15 @@ def test_what_is_shown_is_understood(block: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_table_of_limits_is_what_the_methods_serve() -> None:
-    served = {}
-    for keys, methods in re.findall(r"^\| (`\w+`.*?) \| .*? \| (.*?) \|$", README, flags=re.M):
+    served, taken = {}, {}
+    row = r"^\| (`\w+`.*?) \| .*? \|(.*?)\| (`.*?) \|$"
+    for keys, auto, methods in re.findall(row, README, flags=re.M):
         for key in re.findall(r"`(\w+)`", keys.split("(")[0]):
             served[key] = set(re.findall(r"`(\w+)`", methods)) - {"UnsupportedBudget"}
+            if auto.strip():
+                taken[key] = auto.strip(" `")
     assert set(served) == set(MEASURES)
+    assert taken == automatic()
     for key, names in served.items():
         expected = {spec.name for spec in transform.methods().values() if key in spec.serves}
         assert names == expected, key

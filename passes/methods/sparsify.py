@@ -14,7 +14,7 @@ from torch import Tensor
 from energy_model.cost import CostTable
 from energy_model.errors import PreconditionError
 from energy_model.resolved import ResolvedLimit
-from passes.graph import ModelGraph
+from passes.graph import Decision, ModelGraph
 from passes.methods.base import Method, Run
 from passes.methods.config import MethodConfig
 from passes.methods.pattern_fit import fit_decisions, layout_of
@@ -165,6 +165,7 @@ class Sparsifier(Method):
             graph.decisions += fit_decisions(graph, pattern, str(self.config.pattern))
         if run.one_shot:
             keep_largest(graph, plan.kept, pattern)
+            graph.decisions += _optimality(graph, plan)
 
     def on_phase_start(self, phase: Phase) -> None:
         """Note where the budget starts to fall."""
@@ -258,6 +259,18 @@ def keep_largest(
 def _keep(weight: Tensor, mask: Tensor) -> None:
     with torch.no_grad():
         weight.masked_fill_(~mask, 0.0)
+
+
+def _optimality(graph: ModelGraph, plan: Plan) -> list[Decision]:
+    """How far the weights that were kept can be from the best that the budget allows."""
+    if plan.gap is None:
+        return []
+    weights = (graph.weight(graph.by_name[name]) for name in plan.kept)
+    kept = sum(float(weight.detach().double().square().sum()) for weight in weights)
+    share = plan.gap / (kept + plan.gap) if plan.gap else 0.0
+    what = f"within {100 * share:.2g} % of the best choice of weights"
+    why = "sums of their squares; a bound proves it"
+    return [Decision("", what if share else "the best choice of weights", why)]
 
 
 def _rows(problem: Problem, allocation: Allocation) -> tuple[PlanRow, ...]:

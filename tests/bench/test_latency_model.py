@@ -179,6 +179,18 @@ def test_a_model_that_predicts_badly_is_said_to():
     assert found.errors == pytest.approx((1.0, 0.25, 0.5))
     assert found.median == pytest.approx(0.5)
     assert "median 50.0%, worst 100.0%; goal of 10% in the median: NOT met" in found.markdown()
+    assert found.blind == pytest.approx(0.6)  # 0.8 s of each
+    assert found.order == 0.0  # it says the same of all
+
+
+def test_a_prediction_is_told_by_its_order_too():
+    model = LatencyModel({"0": LayerTime((0, 0, 0, 1.0))})
+    widths = {3: 0.5, 1: 0.7, 2: 0.6, 4: 0.4}
+    unseen = tuple(TimedNetwork({"0": (w, 1)}, {}, seconds) for w, seconds in widths.items())
+    found = latency_check.Checked("net", "command", model, 3, unseen, 1.0, (0.0, 0.0, 0.0))
+    assert found.order == pytest.approx(-1.0)
+    same = replace(found, unseen=tuple(replace(n, seconds=n.widths["0"][0]) for n in unseen))
+    assert same.order == pytest.approx(1.0)
 
 
 def test_the_command_refuses_too_few_networks():

@@ -219,6 +219,19 @@ def test_only_the_weighted_projection_claims_a_gap():
     assert plan_of("layer", graph, limits).gap is None
 
 
+@pytest.mark.parametrize(("name", "budget"), [("energy", "energy<=50%"), ("global", "energy<=50%")])
+def test_users_are_told_how_far_the_choice_can_be_from_the_best(name, budget):
+    graph = lenet_graph()
+    plan = compressed(name, graph, limits_of(graph, budget))
+    told = [d.what for d in graph.decisions if "best choice of weights" in d.what]
+    if name == "global":  # its order is not by price: nothing is claimed
+        assert told == []
+        return
+    share = 100 * plan.gap / (kept_squares(graph) + plan.gap)
+    assert told == [f"within {share:.2g} % of the best choice of weights"]
+    assert 0 < share < 0.1
+
+
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("budget", ["energy<=50%", "energy<=30%", "energy<=25%"])
 def test_at_equal_energy_the_weighted_projection_keeps_more(budget):
