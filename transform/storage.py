@@ -226,7 +226,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Compressed:
             the user's own, and without any it is ignored.
 
     Returns:
-        The result as it was saved.
+        The result as it was saved. Its model is in the mode in which it was: call `eval()` before
+        running one that was saved in training mode.
 
     Raises:
         StorageError: The folder is missing, damaged, of another version, or needs `model=`.
