@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -68,6 +70,7 @@ def run_setting(
         bits=_earlier_bits(request.origin),
         archive=lambda finished: _file_bytes(finished, request, "archive"),
         size=lambda finished: _file_bytes(finished, request, "size", limits),
+        dense_size=lambda graph: _dense_bytes(graph, request),
         latency=lambda finished: _timing(finished, request, watch, limits),
         latency_model=lambda graph, multiple: _latency_model(
             graph, multiple, request, watch, limits
@@ -96,6 +99,14 @@ def _file_bytes(
     """Bytes of the file of a model that a method has finished; the model is only copied."""
     subject = Subject(_as_finished(graph, request), request.hardware, limits=limits)
     return int(reached_value(key, subject).number)
+
+
+def _dense_bytes(graph: ModelGraph, request: Request) -> int:
+    """Bytes of the dense file of a model as it is."""
+    from export.dense import write_dense
+
+    with tempfile.TemporaryDirectory(prefix="transform-") as folder:
+        return write_dense(graph, request.hardware, Path(folder) / "model.onnx").bytes
 
 
 def _timing(

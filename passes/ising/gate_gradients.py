@@ -58,7 +58,9 @@ def gate_gradients(
     with untouched(gates.module), evaluating(gates.module), torch.enable_grad():
         seed_alike(gates.device)
         with gates.acting(factors), own:
-            value = loss(call(gates.module), targets)
+            outputs = call(gates.module)
+        # Apart, as a loss may have a network with batch norms of its own.
+        value = loss(outputs, targets)
         _check(value)
         (gradient,) = torch.autograd.grad(value.reshape(()), factors)
     found = gradient[:-1].cpu()
@@ -89,4 +91,8 @@ def _check(value: Any) -> None:
             remedy="Return a tensor with one element, computed from the outputs.",
         )
     if not bool(value.isfinite()):
-        raise PreconditionError("the loss is not finite", where="loss")
+        raise PreconditionError(
+            "the loss is not finite",
+            where="loss",
+            remedy="Look for NaN or infinite outputs, or for a logarithm of what is not positive.",
+        )

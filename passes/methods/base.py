@@ -60,6 +60,8 @@ class Run:
             that is compressed further.
         archive: Function of a finished model, which it leaves alone: bytes of its archive.
         size: The same of its ONNX file.
+        dense_size: Function of a model as it is, which it leaves alone: bytes of the ONNX file that
+            holds every weight, zeros and what is dead included.
         latency: The same: how long its exported file takes, really measured.
         latency_model: Function of a traced model and what its channel counts are to be multiples
             of: predicts the latency of keep-states, fitted to networks that are measured when it is
@@ -82,6 +84,7 @@ class Run:
     bits: Mapping[str, int] = field(default_factory=dict)
     archive: Callable[[ModelGraph], int] | None = None
     size: Callable[[ModelGraph], int] | None = None
+    dense_size: Callable[[ModelGraph], int] | None = None
     latency: Callable[[ModelGraph], Timing] | None = None
     latency_model: Callable[[ModelGraph, int], LatencyModel] | None = None
     trainer: CandidateTrainer | None = None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from energy_model.errors import PreconditionError
 from passes.inputs import Call
 from passes.ising.choose_backend import BackendChoice, choose_backend, make_scorings, why_not
 from passes.ising.scoring import Scoring
@@ -62,14 +63,28 @@ class Candidates:
     def _chosen(self, population: Tensor, call: Call) -> BackendChoice:
         wanted, norms = self._config.backend, self._config.norms
         if wanted not in ("auto", "measured"):
+            self._require_equal(wanted, population, call)
             return choose_backend(self._scorings, population, call, norms=norms, forced=wanted)
         if wanted == "measured" or self._gates.device.type != "cpu":
             return choose_backend(self._scorings, population, call, norms=norms)
-        fast, plain = self._scorings[_ON_CPU], self._scorings[_REFERENCE]
-        why = why_not(fast, plain, population[-_COMPARED:], call, norms=norms)
+        why = self._why_not(_ON_CPU, population, call)
         return (
             BackendChoice(_REFERENCE, {}, {_ON_CPU: why}) if why else BackendChoice(_ON_CPU, {}, {})
         )
+
+    def _why_not(self, name: str, population: Tensor, call: Call) -> str:
+        fast, plain = self._scorings[name], self._scorings[_REFERENCE]
+        return why_not(fast, plain, population[-_COMPARED:], call, norms=self._config.norms)
+
+    def _require_equal(self, name: str, population: Tensor, call: Call) -> None:
+        """Raise if the back end that was asked for computes something else than the model does."""
+        why = "" if name == _REFERENCE else self._why_not(name, population, call)
+        if why:
+            raise PreconditionError(
+                f"the back end {name!r} cannot run the candidates of this model: {why}",
+                where="Ising.backend",
+                remedy="Use 'auto', which takes one that can, or 'loop'.",
+            )
 
 
 def rows_of(call: Call, count: int) -> Call:

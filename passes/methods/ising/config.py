@@ -43,8 +43,9 @@ class Ising(MethodConfig):
         search: `"ratio-de"` evolves the share that each group keeps, and importance decides
             which units these are; `"de"` evolves the bits, as in the papers;
             `"de+ls"` also swaps those that are expected to gain most, to first order.
-        init_keep: `"budget"` starts with states that use the budget up; a number is the share of
-            the units that each of the first states keeps, before it is brought within the budget.
+        init_keep: `"budget"` starts with states near the budget, and with the whole network while
+            the budget falls; a number is the share of the units that each of the first states
+            keeps, before it is brought within the budget.
         search_share: Share of the training during which is searched; 0 searches before training, on
             the weights as they are, as without training.
         generations: Generations of a search on weights as they are.
@@ -61,7 +62,7 @@ class Ising(MethodConfig):
         importance: What decides which channels a state loses when it is repaired: magnitudes
             (`"l1"`, `"l2"`), or the first-order change of the loss (`"taylor"`).
         repair_temperature: Of the draw by which a state is repaired; 0 always takes the least
-            important channels for what they save.
+            important channels.
         local_flips: Swaps that `"de+ls"` adds to a generation at most.
         score_share: Share of each batch that candidates are compared on; at least 16 samples, as
             far as a batch has them.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from energy_model.errors import ArgumentError, PreconditionError
 from passes.graph import ModelGraph
 from passes.inputs import Batch, Call
 from passes.ising.gate_gradients import flip_changes, gate_gradients
@@ -144,6 +145,8 @@ class CandidateEnergies:
             # To first order only: fewer swaps may do where many fail, again and again.
             count = int(torch.randint(count, (), generator=self._generator)) + 1
             changes = self._slopes(row, batch)
+            if changes is None:
+                return row
             if self._config.couples and self._scales:
                 ising = self._ising.energy.flip_deltas(row[None])[0]
                 changes = combined(changes, ising, self._config.ising_weight, self._scales)
@@ -167,15 +170,32 @@ class CandidateEnergies:
         outputs = self._candidates.outputs(population, batch.call)
         return self._task(outputs, self._targets(batch), self._dense(batch))
 
-    def _slopes(self, row: Tensor, batch: Batch) -> Tensor:
+    def _slopes(self, row: Tensor, batch: Batch) -> Tensor | None:
+        """What flips change, to first order; `None` where the energy is no finite number.
+
+        Raises:
+            ArgumentError: The user's energy has no gradient.
+        """
         dense = self._dense(batch)
 
         def energy(outputs: Any, targets: Any) -> Tensor:
             return self._task([outputs], targets, dense)[0]
 
-        found = gate_gradients(
-            self._gates, row, batch.call, self._targets(batch), energy, self._config.norms
-        )
+        try:
+            found = gate_gradients(
+                self._gates, row, batch.call, self._targets(batch), energy, self._config.norms
+            )
+        except PreconditionError:
+            return None  # such a state loses where states are compared
+        except (ArgumentError, RuntimeError) as error:
+            if self._task.user is None:
+                raise
+            raise ArgumentError(
+                f"the energy has no gradient by the outputs: {str(error).splitlines()[0]}",
+                where="Ising.energy",
+                remedy="Return a tensor that is computed from the outputs, or search by 'ratio-de' "
+                "or 'de', which need no gradient.",
+            ) from error
         return flip_changes(found, row)
 
     def _dense(self, batch: Batch) -> Any:

@@ -149,6 +149,7 @@ def _bases(
     if size is None:
         return {}
     # The base of the limit is the file of the original, before anything moved or was cut.
-    if run.size is None or not (moves or run.further):
+    if run.dense_size is None or not (moves or run.further):
         return {"size": int(size.base)}
-    return {"size": run.size(graph)}
+    # Costs are counted from it in dense bytes: no zero is left out yet, and nothing that is dead.
+    return {"size": run.dense_size(graph)}

@@ -206,3 +206,68 @@ def test_prepare_without_observe():
     plan = method.plan(graph, run.costs, run.limits, one_shot=False)
     with pytest.raises(PreconditionError, match="observe"):
         IsingPruning(Ising()).prepare(graph, plan, replace(run, costs=None))
+
+
+@pytest.mark.parametrize("search", ["ratio-de", "de", "de+ls"])
+def test_an_energy_that_is_no_number_of_some_states_lets_these_lose(search):
+    config = Ising(
+        states=4,
+        search=search,
+        energy=lambda outputs, _: (outputs.mean() + 0.02).log(),
+        anneal=False,
+        search_share=1.0,
+    )
+    training = Searching(config, steps=12)
+    training.steps(12)
+    assert training.number == 12
+
+
+@pytest.mark.parametrize(
+    "energy", [lambda outputs, _: torch.tensor(outputs.detach().numpy().mean()), lambda o, _: 1.0]
+)
+def test_an_energy_without_a_gradient_is_searched_without_swaps_alone(energy):
+    assert compressed(search={"energy": energy}).certificate.holds
+    with pytest.raises(ArgumentError, match="has no gradient by the outputs") as caught:
+        compressed(search={"energy": energy, "search": "de+ls"})
+    assert "'ratio-de'" in caught.value.remedy
+
+
+class AcrossSamples(nn.Module):
+    """One sample's outputs depend on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = conv_net()
+
+    def forward(self, x):
+        y = self.net(x)
+        return y - y.mean(0)
+
+
+def test_a_named_back_end_that_computes_something_else_is_refused():
+    with pytest.raises(PreconditionError, match=r"the back end 'fold' cannot run .* differs") as e:
+        compressed(AcrossSamples(), search={"backend": "fold"})
+    assert "'auto'" in e.value.remedy
+    assert compressed(AcrossSamples(), search={"backend": "compact"}).certificate.holds
+
+
+class Judged(nn.Module):
+    """An energy with batch norms of its own, which stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4).eval()
+        self.norm.running_var.fill_(100.0)
+        self.seen: list[float] = []
+
+    def forward(self, outputs, _targets):
+        judged = self.norm(outputs)
+        self.seen.append(float((judged.detach() / outputs.detach()).median()))
+        return judged.square().mean()
+
+
+def test_the_batch_norms_of_an_energy_are_its_own():
+    judge = Judged()
+    assert compressed(search={"energy": judge, "search": "de+ls"}).certificate.holds
+    assert judge.seen
+    assert judge.seen == pytest.approx([0.1] * len(judge.seen), rel=1e-3)

@@ -130,6 +130,32 @@ def test_a_file_grows_in_training_and_still_fits(search):
     assert row.reached > 0.9 * row.maximum
 
 
+def sparse(share):
+    """Zeros among its weights, which a file may store as positions and values."""
+    model = conv_net()
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.weight[torch.rand_like(part.weight) < share] = 0
+    return model
+
+
+def partly_dead():
+    """Channels that the finished file will not hold, whatever a search does."""
+    model = conv_net()
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    with torch.no_grad():
+        convolutions[1].weight[:, :4] = 0
+    return model
+
+
+@pytest.mark.parametrize("model", [lambda: sparse(0.3), lambda: sparse(0.6), partly_dead])
+def test_a_size_is_met_by_a_model_that_holds_zeros_already(model):
+    torch.manual_seed(0)
+    [row] = compressed(model(), "size<=50%").certificate.rows
+    assert row.holds
+
+
 @pytest.mark.slow
 def test_a_result_that_is_compressed_further_is_not_cut_too_far():
     first = compressed(seeded(fresh), "size<=80%")  # whose biases are not zero afterwards
