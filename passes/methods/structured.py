@@ -77,6 +77,7 @@ class StructuredPruning(Method):
         self._cuts: list[KeptUnits] = []
         self._known: tuple[ModelGraph, ChannelGroups] | None = None
         self._latency: LatencyModel | None = None
+        self._whole_size: int | None = None
 
     @abstractmethod
     def scores(self, graph: ModelGraph, groups: ChannelGroups) -> Scores:
@@ -84,7 +85,7 @@ class StructuredPruning(Method):
 
     def observe(self, graph: ModelGraph, run: Run) -> None:
         """Draw a seed for whatever is random."""
-        self._run, self._latency = run, None
+        self._run, self._latency, self._whole_size = run, None, None
         self._seed = int(torch.randint(2**31, (), generator=run.generator))
 
     def plan(
@@ -121,7 +122,7 @@ class StructuredPruning(Method):
             self._cut(plan.details["units"])
             self._reached = dict(plan.reached)
         else:
-            self._reached = {limit.key: limit.base for limit in run.limits}
+            self._reached = {x.key: x.base for x in run.limits} | self._bases(graph, run.limits)
             self._cut_now(1)
 
     def on_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -189,7 +190,7 @@ class StructuredPruning(Method):
         *,
         smallest: bool = False,
     ) -> Selection:
-        bases = {x.key: int(self._reached.get(x.key, x.base)) for x in limits if x.key == "size"}
+        bases = self._bases(graph, limits)
         keys = [limit.key for limit in limits]
         multiple = self.config.channel_multiple or costs.hardware.channel_multiple
         latency = self._latency_model(graph, multiple) if latency_fit.KEY in keys else None
@@ -203,6 +204,20 @@ class StructuredPruning(Method):
         return select_global(
             structure, groups, scores, limits, multiple=multiple, per_cost=per_cost
         )
+
+    def _bases(self, graph: ModelGraph, limits: Sequence[ResolvedLimit]) -> dict[str, int]:
+        """Bytes of the file of the model as it is, if they are limited."""
+        limit = limit_on(limits, "size")
+        if limit is None:
+            return {}
+        if limit.key in self._reached:
+            return {limit.key: int(self._reached[limit.key])}
+        if not self._run.further or self._run.dense_size is None:
+            return {limit.key: int(limit.base)}
+        # The base of the limit is the file of the original, and this is not the original.
+        if self._whole_size is None:
+            self._whole_size = self._run.dense_size(graph)
+        return {limit.key: self._whole_size}
 
     def _latency_model(self, graph: ModelGraph, multiple: int) -> LatencyModel:
         """What predicts the latency, measured once."""

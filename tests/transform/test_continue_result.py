@@ -215,3 +215,19 @@ def test_the_first_result_is_not_changed():
     assert state_digest(first.model) == digest
     assert first.graph.codebooks == books
     assert first.decisions == decisions
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_size_of_a_result_is_counted_from_its_own_file(steps):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU())
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    data = [(torch.randn(4, 3, 8, 8), torch.arange(4))] * 4
+    config = transform.L2Channels(steps=steps)
+    first = transform.compress(model.eval(), "size<=70%", data, method=config, train=steps > 1)
+    [row] = transform.compress(
+        first, "size<=50%", data, method=config, train=steps > 1
+    ).certificate.rows
+    assert row.holds
+    assert row.reached > 0.85 * row.maximum

@@ -308,7 +308,7 @@ def test_below_what_activations_cost_only_masks_help():
         with pytest.raises(InfeasibleBudget) as caught:
             started(budget=f"energy<={below}", **options)
         assert caught.value.tightest > below
-        assert "EnergyProjection(input_mask=True, start='masks')" in caught.value.remedy
+        assert "method 'energy' with input_mask=True, start='masks'" in caught.value.remedy
     method, run, graph = started(budget=f"energy<={below}", start="masks")
     ended = []
     while phase := method.next_phase(tuple(ended)):

@@ -171,7 +171,7 @@ def test_below_the_floor_only_masks_that_come_first_help():
                 conv_net(), f"energy<={below}", image_batches(), method=method, progress="none"
             )
         assert caught.value.tightest > below
-        assert "EnergyProjection(input_mask=True, start='masks')" in caught.value.remedy
+        assert "method 'energy' with input_mask=True, start='masks'" in caught.value.remedy
     result = masked_run(f"energy<={below}", start="masks")
     assert_holds(result)
     assert result.certificate.rows[0].reached <= below
