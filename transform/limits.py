@@ -16,12 +16,11 @@ from energy_model.timing import Timing
 from passes.analysis.costs import cost_table
 from passes.analysis.memory import peak_activation_bytes
 from passes.graph import ModelGraph
+from passes.structure.costs import LATENCY
 from transform.stopwatch import measure_file
 
 if TYPE_CHECKING:
     from export.dense import Written
-
-LATENCY = "latency"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from passes.methods.plan import Plan
 from passes.quantize.activations import ActivationQuantizer
 from passes.reconstruct.layers import reconstruct
 from passes.selectors import select_layers
+from passes.structure.costs import LATENCY
 from passes.tracing.trace import trace
 from transform.certificate import REMEASURE, Source, certify
 from transform.evaluate import evaluate
 from transform.fingerprint import state_digest
 from transform.finished import traced_anew, unspent, without_dead_structure
-from transform.limits import COUNTED, LATENCY, Subject, base_value, reached_value
+from transform.limits import COUNTED, Subject, base_value, reached_value
 from transform.progress import Progress
 from transform.request import Request
 from transform.result import Compressed, Costs, smaller_layers
@@ -76,10 +77,8 @@ def run(request: Request, show: Progress, notes: Sequence[Decision] = ()) -> Com
     with show.stage("certifying"):
         result = _certified(finished, request, limits, plan, before, bases)
     scores["after"] = _score(request, finished.module, show)
-    if any(limit.key == LATENCY for limit in limits):
+    if request.origin is not None or any(limit.key == LATENCY for limit in limits):
         result.timing = _timing_of_original(subject, request.origin)
-    elif request.origin is not None:
-        result.timing = request.origin.timing
     result.metrics, result.search = scores, method.search_record()
     if result.search is not None:  # what the search chose was trained in it
         history = [*history, *map(dict, result.search.best.history)]
@@ -207,9 +206,8 @@ def resolve(
     for limit in budget.limits:
         base = _base(limit, subject, origin)
         maximum = limit.resolve(base, subject.hardware, layers)
-        timing = None
-        if limit.key == LATENCY and limit.relative:
-            timing = _timing_of_original(subject, origin)
+        share = limit.key == LATENCY and limit.relative
+        timing = _timing_of_original(subject, origin) if share else None
         resolved.append(ResolvedLimit(limit, base, maximum, timing.spread if timing else 0.0))
     return tuple(resolved)
 

@@ -16,11 +16,11 @@ from energy_model.timing import RESOLUTION, Timing, Verdict, relative_noise
 from energy_model.units import format_seconds
 from passes.graph import Decision, ModelGraph
 from passes.rewrite.shrink import shrink
+from passes.structure.costs import LATENCY
 from passes.structure.groups import ChannelGroups
 from passes.structure.select import Selection
 from passes.structure.state import State, full_state
 
-KEY = "latency"
 _TRIALS = 6
 # Left free beside the noise, as the next measurement will not be the same.
 _SPARE = 0.01
@@ -49,12 +49,12 @@ class Timed:
     @property
     def predicted(self) -> float:
         """Seconds, as predicted."""
-        return float(self.selection.reached[KEY])
+        return float(self.selection.reached[LATENCY])
 
     @property
     def reached(self) -> dict[str, float]:
         """What the structure costs, with the measured latency."""
-        return {**self.selection.reached, KEY: self.timing.seconds}
+        return {**self.selection.reached, LATENCY: self.timing.seconds}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class LatencyFit:
             InfeasibleBudget: The smallest structure is too slow, as measured; or another limit
                 cannot be met.
         """
-        limit = limit_on(limits, KEY)
+        limit = limit_on(limits, LATENCY)
         assert limit is not None
         found: list[Timed] = []
         allowed: float | None = _aim(limit, RESOLUTION)
@@ -137,11 +137,11 @@ class LatencyFit:
 
     def _select(self, limits: Sequence[ResolvedLimit], allowed: float) -> Selection | None:
         """The structure with a predicted latency, if there is one."""
-        predicted = [replace(x, maximum=allowed) if x.key == KEY else x for x in limits]
+        predicted = [replace(x, maximum=allowed) if x.key == LATENCY else x for x in limits]
         try:
             return self.select(predicted)
         except InfeasibleBudget as error:
-            if error.limit != KEY:
+            if error.limit != LATENCY:
                 raise
             return None
 
@@ -160,7 +160,7 @@ class LatencyFit:
         raise InfeasibleBudget(
             f"{limit.limit} allows {limit.amount(limit.maximum)}, and the file of the smallest "
             f"structure takes {limit.amount(least.timing.seconds)} as measured ({spread})",
-            limit=KEY,
+            limit=LATENCY,
             asked=limit.maximum,
             tightest=least.timing.seconds,
             remedy="Raise the limit, lower the channel multiple or the least that layers keep, or "

@@ -38,7 +38,7 @@ from passes.methods.structured_config import (
     TaylorChannels,
 )
 from passes.rewrite.shrink import shrink
-from passes.structure.costs import StructureCosts
+from passes.structure.costs import LATENCY, StructureCosts
 from passes.structure.groups import ChannelGroup, ChannelGroups, channel_groups
 from passes.structure.importance import (
     Scores,
@@ -193,7 +193,7 @@ class StructuredPruning(Method):
         bases = self._bases(graph, limits)
         keys = [limit.key for limit in limits]
         multiple = self.config.channel_multiple or costs.hardware.channel_multiple
-        latency = self._latency_model(graph, multiple) if latency_fit.KEY in keys else None
+        latency = self._latency_model(graph, multiple) if LATENCY in keys else None
         structure = StructureCosts(graph, groups, costs.hardware, keys, bases, latency)
         scores = normalized(self.scores(graph, groups), self.config.normalize)
         if smallest:
@@ -248,12 +248,12 @@ class StructuredPruning(Method):
             last: Whether this is the structure that will be measured in the end.
         """
         select = partial(self._select, graph, groups, costs)
-        timed = self._run.latency if limit_on(limits, latency_fit.KEY) else None
+        timed = self._run.latency if limit_on(limits, LATENCY) else None
         if timed is None or not last:
             try:
                 selection = select(limits)
             except InfeasibleBudget as error:
-                if timed is None or error.limit != latency_fit.KEY:
+                if timed is None or error.limit != LATENCY:
                     raise
                 # A prediction says so; whether it is so, a file says.
             else:
@@ -261,15 +261,15 @@ class StructuredPruning(Method):
         smallest = partial(select, limits, smallest=True)
         measure = latency_fit.of_cut(graph, self._all_groups(graph), timed)
         found = LatencyFit(select, smallest, measure).fit(limits)
-        return found.selection, found.reached, {latency_fit.KEY: found.details}
+        return found.selection, found.reached, {LATENCY: found.details}
 
     def _tell(
         self, graph: ModelGraph, details: Mapping[str, Any], limits: Sequence[ResolvedLimit]
     ) -> None:
         """Say how a latency was reached, and how well it was predicted."""
-        limit = limit_on(limits, latency_fit.KEY)
-        if limit is not None and latency_fit.KEY in details:
-            graph.decisions.append(latency_fit.told(details[latency_fit.KEY], limit))
+        limit = limit_on(limits, LATENCY)
+        if limit is not None and LATENCY in details:
+            graph.decisions.append(latency_fit.told(details[LATENCY], limit))
 
     def _cut_now(self, number: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Score the weights as they are, and remove as much as this step asks for."""
@@ -319,7 +319,7 @@ class StructuredPruning(Method):
 def _between(limit: ResolvedLimit, share: float) -> float:
     """A limit on the way from the original to the target, geometrically."""
     value: float = limit.base * (limit.maximum / limit.base) ** share
-    return value if limit.key == latency_fit.KEY else math.ceil(value)
+    return value if limit.key == LATENCY else math.ceil(value)
 
 
 def _mask(kept: Sequence[int], size: int) -> NDArray[np.bool_]:
@@ -413,7 +413,7 @@ def _spec(
 ) -> MethodSpec:
     needs = frozenset({"labels"}) if method is TaylorPruning else frozenset()
     keeps = frozenset({"zeros"})
-    serves = SERVES | {latency_fit.KEY}
+    serves = SERVES | {LATENCY}
     return MethodSpec(method.name, config, method, serves, source, keeps=keeps, needs=needs)
 
 

@@ -315,11 +315,11 @@ def test_what_was_fitted_is_anchored_to_the_network_by_itself(clock):
         )
         files = clock.files
         result = compress()
-    details = result.plan.details["latency"]
-    assert details["predicted"] == pytest.approx(details["measured"])
-    assert clock.files - files <= 4  # the original twice, one candidate, the result
-    config = transform.L1Channels(steps=3)
-    assert compress("latency<=20%", method=config, data=data(), train=3).certificate.holds
+        details = result.plan.details["latency"]
+        assert details["predicted"] == pytest.approx(details["measured"])
+        assert clock.files - files <= 4  # the original twice, one candidate, the result
+        config = transform.L1Channels(steps=3)
+        assert compress("latency<=20%", method=config, data=data(), train=3).certificate.holds
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from passes.methods.base import Run
 from passes.methods.ising.config import Ising
 from passes.methods.ising.setting import Setting, multiple_of
 from passes.methods.latency_fit import LatencyFit
+from passes.structure.costs import LATENCY
 from passes.structure.select import Selection, select_smallest
 
 
@@ -33,7 +34,7 @@ def latency_model(
     Raises:
         PreconditionError: Nothing can be measured.
     """
-    if limit_on(limits, latency_fit.KEY) is None:
+    if limit_on(limits, LATENCY) is None:
         return None
     if run.latency_model is None:
         raise PreconditionError(
@@ -65,7 +66,7 @@ def fast_enough(
         InfeasibleBudget: The smallest state is too slow as measured.
     """
     repair, groups = setting.repair, setting.groups
-    if limit_on(repair.limits, latency_fit.KEY) is None or run.latency is None:
+    if limit_on(repair.limits, LATENCY) is None or run.latency is None:
         return bits, {}
 
     def nearest(limits: Sequence[ResolvedLimit]) -> Selection:
@@ -76,7 +77,7 @@ def fast_enough(
     smallest = partial(select_smallest, repair.costs, groups, ranked, multiple=repair.multiple)
     measure = latency_fit.of_cut(graph, groups, run.latency)
     found = LatencyFit(nearest, smallest, measure).fit(repair.limits)
-    return setting.layout.bits(groups, found.selection.state), {latency_fit.KEY: found.details}
+    return setting.layout.bits(groups, found.selection.state), {LATENCY: found.details}
 
 
 def told(details: Mapping[str, Any], limits: Sequence[ResolvedLimit]) -> list[Decision]:
@@ -86,5 +87,5 @@ def told(details: Mapping[str, Any], limits: Sequence[ResolvedLimit]) -> list[De
         details: Of `fast_enough`.
         limits: The budget.
     """
-    limit, found = limit_on(limits, latency_fit.KEY), details.get(latency_fit.KEY)
+    limit, found = limit_on(limits, LATENCY), details.get(LATENCY)
     return [] if limit is None or found is None else [latency_fit.told(found, limit)]

@@ -54,6 +54,20 @@ def doubled(model: nn.Sequential) -> nn.Sequential:
     return found
 
 
+def pairs_kept(model, small) -> list[int]:
+    """Of each layer, of how many pairs a filter stays: filters are known by their biases."""
+    gaps = [(model[i].bias[:, None] - small[i].bias[None, :]).abs() for i in (0, 2)]
+    assert max(gap.min(1).values.max() for gap in gaps) < 1e-3
+    return [len(set(gap.argmin(1).tolist())) for gap in gaps]
+
+
+def drawn(seed: int, count: int):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(16, 16, 6, 6, generator=generator), torch.arange(16) % 4) for _ in range(count)
+    ]
+
+
 SLOW = [pytest.param(seed, kind, marks=pytest.mark.slow) for seed in range(1, 6)
         for kind in ("de", "de+ls", "ratio-de")]  # fmt: skip
 
@@ -73,13 +87,7 @@ def test_one_of_each_pair_stays_and_the_outputs_are_those_of_the_small_net(seed,
         train=False,
         progress="none",
     )
-    units = result.plan.details["units"]
-    apart = [
-        len({unit // 2 for unit in kept}) == len(kept) == width for kept in units.values()
-    ].count(True)
-    pairs = sum(len({unit // 2 for unit in kept}) for kept in units.values())
-    assert pairs >= 0.95 * 2 * width
-    assert apart == 2
+    assert pairs_kept(result.model, small) == [width, width]
     with torch.no_grad():  # each is read alone now
         result.model[2].weight *= 2
         result.model[6].weight *= 2
@@ -94,3 +102,20 @@ def test_importance_alone_keeps_them_together():
     )
     units = result.plan.details["units"]
     assert sum(len({u // 2 for u in kept}) < len(kept) for kept in units.values()) == 2
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
+def test_a_search_in_training_finds_them_too(seed, anneal):
+    """Also where the budget falls in the search, and is that of the whole net in the beginning."""
+    small = trained(seed, 8)
+    result = transform.compress(
+        doubled(small),
+        {"macs": transform.analyze(small, example_inputs=EXAMPLE).total.macs},
+        drawn(seed, 20),
+        method=Ising(energy="ising", search_share=0.5, anneal=anneal),
+        train=transform.TrainConfig(epochs=1, lr=1e-5, select="last"),
+        seed=seed,
+        progress="none",
+    )
+    assert pairs_kept(result.model, small) == [8, 8]
