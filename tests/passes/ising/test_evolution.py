@@ -245,7 +245,6 @@ def reached(seeds, noise):
     return count
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 1 / 12])
 @pytest.mark.parametrize(
     ("seeds", "least"), [(range(7, 17), 9), pytest.param(range(50), 45, marks=pytest.mark.slow)]

@@ -75,7 +75,6 @@ def macs(graph):
     return cost_table(graph, HARDWARE).total.macs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_generation_and_a_cut(name):
     model = randomize(build(name))

@@ -9,6 +9,7 @@ import torch
 from spin_cases import one_group, random_energy, random_population
 
 from energy_model.errors import ArgumentError
+from passes.ising import swaps
 from passes.ising.swaps import descend_swaps
 
 
@@ -23,13 +24,27 @@ def neighbours(energy, row):
                 yield other
 
 
+@pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_move_is_the_best_swap_of_all(seed):
+def test_every_move_is_the_best_swap_of_all(seed, rows, monkeypatch):
+    """Also where units are looked at one by one, and most of them not at all."""
+    monkeypatch.setattr(swaps, "_ROWS", rows)
     energy = random_energy(seed, symmetric=bool(seed % 2))
     row = random_population(seed, 1, energy.layout.nodes)[0]
     moved = descend_swaps(energy, row, 1)
     found = torch.stack([row, *neighbours(energy, row)])
     assert float(energy(moved[None])) == pytest.approx(float(energy(found).min()), abs=1e-12)
+
+
+def test_in_large_groups_too():
+    energy = random_energy(3, sizes=(150, 70), edges=((0, 1),))
+    row = random_population(3, 1, energy.layout.nodes)[0]
+    for _ in range(3):
+        moved = descend_swaps(energy, row, 1)
+        found = torch.stack([row, *neighbours(energy, row)])
+        assert float(energy(moved[None])) == pytest.approx(float(energy(found).min()), rel=1e-12)
+        assert not torch.equal(moved, row)
+        row = moved
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -14,8 +14,6 @@ from passes.methods.ising import Ising, IsingPruning
 from passes.methods.ising.candidates import Candidates
 from transform.fingerprint import state_digest
 
-pytestmark = pytest.mark.slow
-
 # Seven steps an epoch, four epochs: the search ends in the middle of the third, or with the second.
 MIDDLE, WITH_AN_EPOCH = 0.6, 0.5
 SLOW = pytest.mark.slow
@@ -77,7 +75,6 @@ def test_a_stopped_run_goes_on(share, stop, left, search, tmp_path, monkeypatch)
     assert traits(again) == traits(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, MIDDLE])
 def test_the_seed_decides(share):
     search = {"search_share": share, "states": 4}

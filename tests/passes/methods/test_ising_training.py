@@ -30,7 +30,6 @@ def dropped_elements(live, bits):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_is_dropped_stays_bit_for_bit_and_gets_no_gradient(optimizer):
     training = Searching(Ising(**LIVELY), optimizer=optimizer)
@@ -82,7 +81,6 @@ def test_what_a_fit_to_the_original_has_changed_is_what_is_held():
     assert all(torch.equal(parameters[n].detach()[m], before[n][m]) for n, m in masks.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_when_the_channels_go_the_next_step_is_that_of_the_gated_net(optimizer):
     """Loss and step of the compact net are those that the gated net would have had."""
@@ -185,7 +183,6 @@ def test_every_state_is_within_the_budget_in_every_generation():
         assert (repair.violations(training.live.search.population) == 0).all()
 
 
-@pytest.mark.slow
 def test_an_annealed_budget_falls_to_its_limit():
     training = Searching(Ising(anneal=True, search_share=0.5, patience=10**6), steps=24)
     costs, macs = training.live.setting.repair, []

@@ -27,7 +27,7 @@ GOLDEN = {
     "mobilenet_v3_large": (30, 8696),
     "efficientnet_b0": (40, 11404),
 }
-SLOW = {"densenet121", "resnet101", "resnet50", "efficientnet_b0"}
+SLOW = {"densenet121", "vgg16_bn", "resnet101", "resnet50", "efficientnet_b0"}
 SIDES = {"vit_b_16": 224}
 
 
@@ -47,7 +47,6 @@ def image(name, batch, dtype=torch.float32):
     return torch.randn(batch, 3, side, side, generator=generator, dtype=dtype)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", marked(GOLDEN))
 def test_golden_counts(name):
     model = build(name)
