@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from energy_model.errors import ArgumentError
 from passes.inputs import Call
+from passes.ising.agreement import Trial, told
 from passes.ising.compact_scoring import CompactScoring
 from passes.ising.fold_scoring import FoldScoring
 from passes.ising.loop_scoring import LoopScoring
@@ -23,9 +24,6 @@ from passes.rewrite.live_gates import LiveGates
 
 # The first is the reference of the others.
 BACKENDS = ("loop", "fold", "vmap", "compact")
-# Largest difference from the reference, as a share of its largest output. Norms that divide by the
-# spread of a few samples make rounding larger.
-_TOLERANCE = {"running": 1e-4, "batch": 1e-3}
 # Runs after the first; the fastest counts.
 _RUNS = 2
 
@@ -91,101 +89,26 @@ def choose_backend(
                 remedy=f"Use one of {', '.join(scorings)}.",
             )
         return BackendChoice(forced, {}, {})
-    reference: list[Any] | None = None
+    trial = Trial(population, call, norms)
     seconds: dict[str, float] = {}
     dropped: dict[str, str] = {}
+    first: tuple[Scoring, list[Any]] | None = None
     for name, scoring in scorings.items():
-        run = partial(scoring.outputs, population, call, norms)
+        run = partial(trial.outputs, scoring)
         try:
             found = run()
-            why = "" if reference is None else _difference_told(found, reference, call, norms)
+            why = "" if first is None else trial.difference(scoring, first[0], found, first[1])
             if not why:
                 seconds[name] = min(_seconds(run, call, clock) for _ in range(_RUNS))
         except Exception as error:
-            if reference is None:
+            if first is None:
                 raise
-            why = _told(error)
+            why = told(error)
         if why:
             dropped[name] = why
-        elif reference is None:
-            reference = found
+        elif first is None:
+            first = scoring, found
     return BackendChoice(min(seconds, key=seconds.__getitem__), seconds, dropped)
-
-
-def why_not(
-    scoring: Scoring, reference: Scoring, population: Tensor, call: Call, *, norms: str = "running"
-) -> str:
-    """Why a back end cannot be used: how far it is from the reference, or its error; else empty.
-
-    Args:
-        scoring: The back end.
-        reference: One that computes what is to be computed.
-        population: Typical states, bool `(states, nodes)`.
-        call: The samples.
-        norms: See `Scoring.outputs`.
-    """
-    expected = reference.outputs(population, call, norms)
-    try:
-        found = scoring.outputs(population, call, norms)
-    except Exception as error:
-        return _told(error)
-    return _difference_told(found, expected, call, norms)
-
-
-def _difference_told(found: Any, expected: Any, call: Call, norms: str) -> str:
-    error = relative_difference(found, expected)
-    if error <= _tolerance(call, norms):
-        return ""
-    return f"differs from the reference by {error:.1e} of its largest output"
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def relative_difference(found: Any, expected: Any) -> float:
-    """The largest difference of any element, as a share of the largest of its tensor.
-
-    Elements that are equal, both NaN too, do not differ; where one is not finite they differ by
-    infinity, and so do outputs of another structure.
-    """
-    mine, theirs = list(_tensors(found)), list(_tensors(expected))
-    if [t.shape for t in mine] != [t.shape for t in theirs]:
-        return float("inf")
-    return max(map(_difference, mine, theirs), default=0.0)
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    a, b = found.detach().double(), expected.detach().double()
-    differ = ~((a == b) | (a.isnan() & b.isnan()))
-    if not bool(differ.any()):
-        return 0.0
-    largest = b[b.isfinite()].abs().max() if bool(b.isfinite().any()) else b.new_ones(())
-    error = float((a - b)[differ].abs().max() / largest)
-    return error if error == error else float("inf")
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-def _tolerance(call: Call, norms: str) -> float:
-    """What rounding may differ by: half precision and TensorFloat-32 know fewer digits."""
-    types = {t.dtype for t in call.tensors() if t.is_floating_point()}
-    least = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
-    if any(t.is_cuda for t in call.tensors()):
-        least = max(least, torch.finfo(torch.float16).eps)
-    return max(_TOLERANCE[norms], 8 * least)
 
 
 def _seconds(run: Callable[[], Any], call: Call, clock: Callable[[], float]) -> float:

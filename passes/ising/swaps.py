@@ -80,7 +80,9 @@ class _Group:
         returns = own.masked_fill(keeps, math.inf)
         bounds, order = (self._least[kept] - own[kept]).add_(returns.min()).sort()
         best, out, into = math.inf, -1, -1
-        for some, bound in zip(kept[order].split(_ROWS), bounds[::_ROWS].tolist(), strict=True):
+        for some, bound in zip(
+            torch.split(kept[order], _ROWS), bounds[::_ROWS].tolist(), strict=True
+        ):
             if bound >= best:
                 break
             changes = self._pairs[some].add_(returns).sub_(own[some][:, None])

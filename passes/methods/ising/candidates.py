@@ -9,7 +9,8 @@ from torch import Tensor
 
 from energy_model.errors import PreconditionError
 from passes.inputs import Call
-from passes.ising.choose_backend import BackendChoice, choose_backend, make_scorings, why_not
+from passes.ising.agreement import Trial
+from passes.ising.choose_backend import BackendChoice, choose_backend, make_scorings
 from passes.ising.scoring import Scoring
 from passes.methods.ising.config import Ising
 from passes.methods.ising.setting import everything
@@ -74,7 +75,7 @@ class Candidates:
 
     def _why_not(self, name: str, population: Tensor, call: Call) -> str:
         fast, plain = self._scorings[name], self._scorings[_REFERENCE]
-        return why_not(fast, plain, population[-_COMPARED:], call, norms=self._config.norms)
+        return Trial(population[-_COMPARED:], call, self._config.norms).why_not(fast, plain)
 
     def _require_equal(self, name: str, population: Tensor, call: Call) -> None:
         """Raise if the back end that was asked for computes something else than the model does."""

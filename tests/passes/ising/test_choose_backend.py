@@ -11,15 +11,10 @@ from structure_nets import image
 from torch import nn
 
 from energy_model.errors import ArgumentError
-from passes.ising.choose_backend import (
-    BACKENDS,
-    BackendChoice,
-    choose_backend,
-    make_scorings,
-    relative_difference,
-    why_not,
-)
+from passes.ising.agreement import Trial, relative_difference
+from passes.ising.choose_backend import BACKENDS, BackendChoice, choose_backend, make_scorings
 from passes.ising.compact_scoring import CompactScoring
+from passes.ising.loop_scoring import LoopScoring
 from passes.methods.ising.candidates import Candidates
 from passes.methods.ising.config import Ising
 
@@ -32,7 +27,9 @@ class Clock:
 
 
 class Fake:
-    """Takes some seconds, and is off by something."""
+    """Takes some seconds, and is off by something; there is no model to run in other precision."""
+
+    gates = None
 
     def __init__(self, clock, seconds, offset=0.0, error=None):
         self.clock, self.seconds, self.offset, self.error = clock, seconds, offset, error
@@ -92,10 +89,11 @@ def test_why_one_cannot_be_used():
         (Fake(clock, 1.0, 3e-4), "differs from the reference by 1.5e-04 of its largest output"),
         (Fake(clock, 1.0, 0.0, RuntimeError("no rule\nat all")), "RuntimeError: no rule"),
     ):
-        assert why_not(fake, right, population(gates, 2), call) == words
+        assert Trial(population(gates, 2), call).why_not(fake, right) == words
     assert clock.now == 6.0  # each is run once
     with pytest.raises(RuntimeError):
-        why_not(right, Fake(clock, 1.0, 0.0, RuntimeError("broken")), population(gates, 2), call)
+        broken = Fake(clock, 1.0, 0.0, RuntimeError("broken"))
+        Trial(population(gates, 2), call).why_not(right, broken)
 
 
 def test_on_a_cpu_the_cut_network_runs_unless_it_differs(monkeypatch):
@@ -144,6 +142,57 @@ def test_samples_that_mix_are_not_folded():
         choice = choose_backend(make_scorings(gates), population(gates, 3), call)
         assert set(choice.dropped) == {"fold"}
         assert choice.dropped["fold"].startswith(why)
+
+
+class Off(LoopScoring):
+    """Off by more than may be, in single precision only or in any."""
+
+    always = True
+
+    def _outputs(self, population, call, norms):
+        found = super()._outputs(population, call, norms)
+        off = self.always or found[0].dtype == torch.float32
+        return [each * (1 + 5e-5 * off) for each in found]
+
+
+class OffBySingles(Off):
+    always = False
+
+
+class SinglesOnly(nn.Module):
+    """Adds what has 32 bits, which linear layers of 64 do not take."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).float())
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "why"),
+    [
+        (
+            Off,
+            None,
+            "differs from the reference by 5.0e-05 of its largest output in double precision",
+        ),
+        (OffBySingles, None, ""),
+        (Off, SinglesOnly, ""),
+    ],
+)
+def test_what_may_be_rounding_is_compared_again_in_double_precision(kind, model, why):
+    if model is None:
+        gates, _, call = gated(built("Residual"), image(4), dtype=torch.float32)
+    else:
+        x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+        gates, _, call = gated(seeded(model), x, dtype=torch.float32)
+    before = {name: value.clone() for name, value in gates.module.state_dict().items()}
+    trial = Trial(population(gates, 2), call)
+    assert trial.why_not(kind(gates), LoopScoring(gates)) == why
+    after = gates.module.state_dict()
+    assert all(after[n].dtype == v.dtype and torch.equal(after[n], v) for n, v in before.items())
 
 
 @dataclass

@@ -14,7 +14,8 @@ from torch import nn
 
 from energy_model.errors import ArgumentError, PreconditionError
 from passes.inputs import Call, as_call
-from passes.ising.choose_backend import make_scorings, relative_difference
+from passes.ising.agreement import relative_difference
+from passes.ising.choose_backend import make_scorings
 from passes.ising.fold_scoring import FoldScoring
 from passes.ising.loop_scoring import LoopScoring
 from passes.ising.memory_cap import MemoryCap

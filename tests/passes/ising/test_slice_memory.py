@@ -10,7 +10,7 @@ from scoring_nets import built, gated, population
 from structure_nets import image
 
 from passes.ising import slice_memory
-from passes.ising.choose_backend import relative_difference
+from passes.ising.agreement import relative_difference
 from passes.ising.compact_scoring import CompactScoring
 from passes.ising.loop_scoring import LoopScoring
 from passes.ising.slice_memory import SliceMemory
