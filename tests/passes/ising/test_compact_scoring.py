@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from bench.zoo.cifar_resnet import resnet20
 from energy_model.errors import PreconditionError
-from passes.ising.choose_backend import relative_difference
+from passes.ising.agreement import relative_difference
 from passes.ising.compact_scoring import CompactScoring
 from passes.ising.loop_scoring import LoopScoring
 from passes.ising.sliced_shell import SlicedShell

@@ -8,7 +8,8 @@ from scoring_nets import fingerprint, gated, population, seeded
 from slicing import relative_error, shrunk, traced
 
 from bench.zoo.cifar_resnet import resnet20
-from passes.ising.choose_backend import make_scorings, relative_difference
+from passes.ising.agreement import relative_difference
+from passes.ising.choose_backend import make_scorings
 from passes.torchvision_shim import ensure_torchvision_importable
 
 pytestmark = pytest.mark.slow
