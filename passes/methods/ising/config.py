@@ -53,7 +53,8 @@ class Ising(MethodConfig):
         patience: Generations after which the search ends if the best state stays the same, under
             the budget itself.
         anneal: Let the budget fall from the whole network to its limit during the first 70 % of the
-            search.
+            search. In training, channels that repeat each other are told apart by the Ising energy
+            without it only: such a search begins with a state of low energy.
         mutation: F of the differential evolution: what is made of the difference of two other
             states; of bits the chance that one is flipped where they differ.
         crossover: C: chance that a share, or a bit, comes from the mutant.

@@ -104,16 +104,15 @@ def test_importance_alone_keeps_them_together():
     assert sum(len({u // 2 for u in kept}) < len(kept) for kept in units.values()) == 2
 
 
-@pytest.mark.parametrize("anneal", [True, False])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
-def test_a_search_in_training_finds_them_too(seed, anneal):
-    """Also where the budget falls in the search, and is that of the whole net in the beginning."""
+def test_a_search_in_training_finds_them_where_the_budget_does_not_fall(seed):
+    """It begins near them; a budget that falls begins with the whole net, where all is alike."""
     small = trained(seed, 8)
     result = transform.compress(
         doubled(small),
         {"macs": transform.analyze(small, example_inputs=EXAMPLE).total.macs},
         drawn(seed, 20),
-        method=Ising(energy="ising", search_share=0.5, anneal=anneal),
+        method=Ising(energy="ising", search_share=0.5, anneal=False),
         train=transform.TrainConfig(epochs=1, lr=1e-5, select="last"),
         seed=seed,
         progress="none",
