@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -141,18 +142,17 @@ class OpenVino:
     def __init__(
         self, path: str, threads: int, options: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        openvino = import_package(OPENVINO)
+        core, version = openvino_core()
         properties: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        core = openvino.Core()
         model = core.read_model(path)
         self.compiled = core.compile_model(model, "CPU", properties | dict(options))
         self.request = self.compiled.create_infer_request()
-        self.name = f"openvino {openvino.__version__.partition('-')[0]} CPU"
+        self.name = f"openvino {version} CPU"
         self.inputs: Sequence[Input] = [_openvino_input(item) for item in self.compiled.inputs]
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
@@ -185,6 +185,22 @@ def import_package(runtime: str) -> Any:
     # Nothing here may report anything, so the import of it fails, which OpenVINO provides for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module(INSTALL[runtime][0])
+
+
+@cache
+def openvino_core() -> tuple[Any, str]:
+    """The one core of OpenVINO in this process, and its version.
+
+    A core's CPU plugin gives the calling thread a stack for its signals, and unmaps it at its end.
+    Where two have lived at a time, the thread is left with one that is unmapped: the next signal
+    kills the process without a word, or writes over what lies there now, as when a child process
+    ends and a data loader with workers has been used.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    openvino = import_package(OPENVINO)
+    return openvino.Core(), openvino.__version__.partition("-")[0]
 
 
 def _openvino_input(item: Any) -> Input:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 
@@ -150,3 +151,31 @@ def test_an_unknown_runtime():
 def test_one_value_for_each_model(convolution, changes, told):
     with pytest.raises(ArgumentError, match=told):
         measure([convolution, convolution], **changes)
+
+
+SIGNALS = """
+import os, signal, sys
+from bench.runtimes import OPENVINO, import_package, open_runner
+
+def opened():
+    if sys.argv[2] == "own":
+        return import_package(OPENVINO).Core().compile_model(sys.argv[1], "CPU")
+    return open_runner(OPENVINO, sys.argv[1])
+
+first, second = opened(), opened()
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a plugin changes the stack")
+@pytest.mark.parametrize("core", ["shared", pytest.param("own", marks=pytest.mark.slow)])
+def test_signals_are_heard_after_models_whose_lives_overlap(convolution, core):
+    """With a core for each of them they are not: should that change, one core is needless."""
+    command = [sys.executable, "-c", SIGNALS, convolution, core]
+    done = subprocess.run(command, capture_output=True, text=True)
+    heard = (done.returncode, done.stdout.strip())
+    assert heard == (0, "heard") if core == "shared" else heard == (-signal.SIGSEGV, "")

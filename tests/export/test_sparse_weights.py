@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from bench.runtimes import openvino_core
 from energy_model.errors import ExportError, PostconditionError
 from export.gaps import pack_nibbles
 from export.sparse_layout import array_of, empty_tensor, layouts_of
@@ -454,12 +455,12 @@ def test_four_bit_codes_have_no_sparse_initializer():
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [FLOAT, INT8, INT4])
 def test_openvino_decodes_every_layout(kind):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
+    core, _ = openvino_core()
     for zeros in (0.3, 0.8, 0.99, 1.0):
         array = thinned((31, 57), zeros, kind)
         for layout in layouts_of(array, kind):
             _, model = decoder(layout, array, kind)
-            core = openvino.Core()
             compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
             np.testing.assert_array_equal(compiled({})[0], array, err_msg=str(layout))
 
