@@ -155,6 +155,10 @@ class IsingEnergy:
         """
         return self._parts[group], self._pairs[group]
 
+    def group_of(self, node: int) -> int:
+        """The number of a node's group in the layout."""
+        return self._group[node]
+
     def dense(self) -> tuple[Tensor, Tensor]:
         """The same energy as `- s' J s + b . s`: J of all nodes and b, for small layouts.
 
