@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from export.quiet_runtime import import_onnxruntime
+
 Array = NDArray[Any]
 
 DEFAULT = "onnxruntime-cpu"
@@ -184,7 +186,7 @@ def import_package(runtime: str) -> Any:
     # OpenVINO's converter, which its package imports, reports its use if this module is there.
     # Nothing here may report anything, so the import of it fails, which OpenVINO provides for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module(INSTALL[runtime][0])
+    return import_onnxruntime() if runtime == DEFAULT else importlib.import_module("openvino")
 
 
 @cache

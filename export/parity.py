@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from energy_model.errors import CompressionError, ExportError, ParityError
+from export.quiet_runtime import import_onnxruntime
 from passes.inputs import Call
 from passes.isolation import evaluating
+
+if TYPE_CHECKING:
+    import onnxruntime
+else:
+    onnxruntime = import_onnxruntime()
 
 # Float kernels sum in another order; relative to the largest output.
 TOLERANCE = 1e-4

@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Tests that import ONNX Runtime by themselves want it quiet, too: see `export.quiet_runtime`.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # A gate must not fail on unchanged code, nor on a busy machine: it draws the same examples
 # every time and watches no clock. `make test-slow` explores new ones (HYPOTHESIS_PROFILE).
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

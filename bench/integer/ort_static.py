@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchError
 from energy_model.errors import ArgumentError
+from export.quiet_runtime import import_onnxruntime
 
 CALIBRATIONS = ("MinMax", "Percentile")
 Batch = NDArray[np.float32]
@@ -49,6 +50,7 @@ def quantize_static(
         )
     if not len(batches):
         raise ArgumentError("no batches to calibrate with", where="batches", remedy="Give some.")
+    import_onnxruntime()
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 
