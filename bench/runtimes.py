@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from export.quiet_runtime import import_onnxruntime
 
 Array = NDArray[Any]
 
@@ -186,7 +185,9 @@ def import_package(runtime: str) -> Any:
     # OpenVINO's converter, which its package imports, reports its use if this module is there.
     # Nothing here may report anything, so the import of it fails, which OpenVINO provides for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return import_onnxruntime() if runtime == DEFAULT else importlib.import_module("openvino")
+    # The same for ONNX Runtime; `export.quiet_runtime` would load other packages than a runtime.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(INSTALL[runtime][0])
 
 
 @cache

@@ -24,7 +24,7 @@ from passes.ising.repair import annealed
 from passes.methods.base import Method, MethodSpec, Run
 from passes.methods.config import MethodConfig
 from passes.methods.ising.config import Ising
-from passes.methods.ising.latency import fast_enough, latency_model, told
+from passes.methods.ising.latency import fast_enough, latency_model, reachable, told
 from passes.methods.ising.live_search import LiveSearch
 from passes.methods.ising.samples import fixed_samples, require_samples
 from passes.methods.ising.setting import Setting, everything
@@ -209,7 +209,8 @@ class IsingPruning(Method):
         return refresh_steps(self.config, self._search_steps)
 
     def _limits(self, step: int) -> tuple[ResolvedLimit, ...]:
-        return self._limits_at(step / self._search_steps, self._run.limits)
+        limits = self._run.limits if self._live is None else self._live.setting.repair.limits
+        return self._limits_at(step / self._search_steps, limits)
 
     def _limits_at(
         self, share: float, limits: Sequence[ResolvedLimit]
@@ -231,7 +232,8 @@ class IsingPruning(Method):
         self, graph: ModelGraph, hardware: Hardware, limits: Sequence[ResolvedLimit]
     ) -> Setting:
         latency = latency_model(graph, hardware, limits, self.config, self._run)
-        setting = Setting.of(graph, hardware, limits, self.config, self._run, latency)
+        found = Setting.of(graph, hardware, limits, self.config, self._run, latency)
+        setting = reachable(graph, found, self._run)
         self._known = graph, setting
         return setting
 

@@ -39,11 +39,14 @@ class Setting:
 
     Attributes:
         groups: All channel groups; those that cannot be searched are frozen, with the reason.
-        repair: The budget.
+        repair: The budget of the search.
+        limits: The budget itself. It is that of the search, but where a latency is limited of which
+            the prediction is known to be wrong.
     """
 
     groups: ChannelGroups
     repair: Repair
+    limits: tuple[ResolvedLimit, ...]
 
     @classmethod
     def of(
@@ -78,7 +81,8 @@ class Setting:
         bases = _bases(counted, limits, run, moves=counted is not graph)
         costs = StructureCosts(counted, groups, hardware, keys, bases, latency)
         multiple = multiple_of(config, hardware)
-        return cls(groups, Repair(costs, groups, Layout.of(groups), tuple(limits), multiple))
+        repair = Repair(costs, groups, Layout.of(groups), tuple(limits), multiple)
+        return cls(groups, repair, repair.limits)
 
     @property
     def layout(self) -> Layout:

@@ -57,6 +57,48 @@ def test_a_smallest_state_that_is_too_slow_as_measured_is_infeasible():
         planned(0.5, least=0.8)
 
 
+def test_a_prediction_alone_makes_nothing_infeasible():
+    """Of the smallest state 172 ms are predicted where 100 are allowed, and 69 are measured."""
+    graph, method, plan, run, clock = planned(0.1, factor=0.4)
+    found = plan.details["latency"]
+    assert found["predicted"] > 0.1 * BASE
+    assert found["verdict"] == "met"
+    assert 0.9 * 0.1 <= found["measured"] == plan.reached["latency"] <= 0.1 * BASE
+    assert plan.allowed["latency"] == 0.1 * BASE
+    assert plan.details["search"]["generation"] == SEARCH.generations
+    method.prepare(graph, plan, run)
+    assert clock(graph).seconds == pytest.approx(found["measured"])
+    with pytest.raises(InfeasibleBudget, match="as measured"):
+        planned(0.1)
+
+
+def test_in_training_neither():
+    graph, method, run, clock = in_training(0.1, 0.4)
+    plan = method.plan(graph, run.costs, run.limits, one_shot=False)
+    method.prepare(graph, plan, run)
+    optimizer = torch.optim.SGD(graph.module.parameters(), 0.1)
+    for step in range(1, 5):
+        method.on_step(step, optimizer)
+    assert method.can_be_result()
+    assert clock(graph).seconds <= 0.1 * BASE
+
+
+def in_training(share, factor):
+    graph = graph_of()
+    clock = Clock(graph, factor)
+    run = Run(
+        limits=limits(share),
+        costs=cost_table(graph, load_hardware("eyeriss")),
+        one_shot=False,
+        total_steps=8,
+        latency=clock,
+        latency_model=lambda graph, multiple: clock.model,
+    )
+    method = IsingPruning(replace(SEARCH, search_share=0.5))
+    method.observe(graph, run)
+    return graph, method, run, clock
+
+
 def test_without_a_way_to_measure_there_is_no_such_budget():
     graph = graph_of()
     costs = cost_table(graph, load_hardware("eyeriss"))
@@ -68,20 +110,8 @@ def test_without_a_way_to_measure_there_is_no_such_budget():
 
 
 def test_the_state_that_a_search_in_training_has_found_is_measured_when_it_is_cut():
-    graph = graph_of()
-    clock = Clock(graph, 1.4)
-    costs = cost_table(graph, load_hardware("eyeriss"))
-    run = Run(
-        limits=limits(0.5),
-        costs=costs,
-        one_shot=False,
-        total_steps=8,
-        latency=clock,
-        latency_model=lambda graph, multiple: clock.model,
-    )
-    method = IsingPruning(replace(SEARCH, search_share=0.5))
-    method.observe(graph, run)
-    plan = method.plan(graph, costs, run.limits, one_shot=False)
+    graph, method, run, clock = in_training(0.5, 1.4)
+    plan = method.plan(graph, run.costs, run.limits, one_shot=False)
     assert not clock.files
     assert plan.reached["latency"] <= 0.5  # as predicted
     method.prepare(graph, plan, run)
