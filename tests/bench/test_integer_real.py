@@ -14,7 +14,8 @@ from bench.layer_plan import plan_layers
 from bench.zoo import resnet20
 from bench.zoo.data_root import data_root
 
-pytestmark = pytest.mark.slow
+# ResNet-18 is reconstructed layer by layer: six minutes on a quiet machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -199,9 +199,14 @@ def test_the_command_refuses_too_few_networks():
 
 
 @pytest.mark.slow
-def test_the_whole_way_in_onnx_runtime(tmp_path):
+def test_the_whole_way_in_onnx_runtime():
+    """Of a net of milliseconds, whose smallest structure is far below also on a busy machine."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU())
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 4))
     result = transform.compress(
-        net(), "latency<=80%", example_inputs=torch.zeros(1, 3, 8, 8), progress="none"
+        model.eval(), "latency<=60%", example_inputs=torch.zeros(1, 3, 40, 40), progress="none"
     )
     [row] = result.certificate.rows
     assert row.kind == "measured"
