@@ -218,6 +218,7 @@ def without_onnx(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("method", "kill"),
     [
