@@ -113,8 +113,8 @@ class LiveSearch:
         While the budget falls, states of low Ising energy compete now and then: which of two alike
         units is to go is nothing that a repair by importance finds. In training they would bring
         units back that were held for long: even one such state, as soon as the budget had fallen,
-        cost 0.2, 0.5 and 1.5 points at 50, 25 and 15 % of the MACs (energy "ising", ResNet-8 on
-        Fashion-MNIST, 5, 5 and 2 seeds).
+        cost 0.2, 0.5 and 1.5 points at 50, 25 and 15 % of the MACs (energy "ising", 5, 5 and 2
+        seeds of the recipe resnet8-fashion-states).
 
         Args:
             batch: The samples; `None` where candidates are not run.
